@@ -1,0 +1,150 @@
+"""Embedders: pooling, the base head, and the auxiliary heads that exist in training only."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .checks import check_features, check_instance, check_int
+from .embeddings import S2SDEmbeddings
+
+
+class Embedder(nn.Module):
+    """The base head alone: what `S2SDEmbedder.deploy` returns, and what is left at test time.
+
+        z = f(φ),  φ the features, average-pooled where they are feature maps
+
+    Args:
+        in_features: F, the number of features (channels) of the trunk.
+        embedding_size: d.
+        head: f, a module from (B, F) to (B, d). Default: ``torch.nn.Linear(F, d)``.
+
+    Input: features (B, F) or feature maps (B, F, H, W), floating point. Output: (B, d).
+
+    Raises:
+        TypeError, ValueError: on input that is no such tensor, naming what was expected and what came.
+
+    Example:
+        >>> import torch
+        >>> from pml_s2sd import S2SDEmbedder
+        >>> deployed = S2SDEmbedder(in_features=64, embedding_size=8).deploy()
+        >>> deployed(torch.randn(5, 64, 7, 7)).shape
+        torch.Size([5, 8])
+    """
+
+    def __init__(self, in_features: int, embedding_size: int, head: nn.Module | None = None) -> None:
+        super().__init__()
+        check_int("in_features", in_features, at_least=1)
+        check_int("embedding_size", embedding_size, at_least=1)
+        check_instance("head", head, nn.Module, f"a torch.nn.Module from (B, {in_features}) to (B, {embedding_size})")
+        self.in_features = in_features
+        self.embedding_size = embedding_size
+        self.head = nn.Linear(in_features, embedding_size) if head is None else head
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        check_features(features, self.in_features, maps_only=False)
+        return self._embed(average_pool(features))
+
+    def _embed(self, pooled: torch.Tensor) -> torch.Tensor:
+        z = self.head(pooled)
+        expected = (pooled.shape[0], self.embedding_size)
+        if z.shape != expected:
+            raise ValueError(
+                f"head returned shape {tuple(z.shape)}, expected {expected}: embedding_size is the head's output size"
+            )
+        return z
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, embedding_size={self.embedding_size}"
+
+
+class S2SDEmbedder(Embedder):
+    """A linear embedder with auxiliary heads in larger spaces, for training with `S2SDLoss`.
+
+        z = f(φ),   a_i = g_i(φ),   g_i = Linear(F, d_i) - ReLU - Linear(d_i, d_i),   i = 1 … m
+
+    It stands where PML's "embedder" stands. In training mode it returns `S2SDEmbeddings`; in eval
+    mode a plain tensor (B, d), exactly what the base head alone gives, at the base head's cost.
+
+    Args:
+        in_features: F, the number of features (channels) of the trunk.
+        embedding_size: d, the size of the embeddings that are kept.
+        aux_sizes: d_1 … d_m, the sizes of the auxiliary spaces; empty for none.
+        head: replaces the linear f by a module from (B, F) to (B, d).
+        aggregate_pooling: the auxiliary heads and the feature teacher see global average pooling
+            plus global max pooling (variant MSDFA); f keeps average pooling. Needs feature maps.
+
+    Input: features (B, F), or feature maps (B, F, H, W) that it pools itself; floating point.
+    Output: `S2SDEmbeddings` in training mode, a tensor (B, d) in eval mode.
+
+    Raises:
+        TypeError, ValueError: on arguments or input of the wrong type or shape, naming what was
+            expected and what came.
+
+    Source: Roth et al., ICML 2021, section 3; head architecture as in the authors' code.
+
+    Example:
+        >>> import torch
+        >>> from pml_s2sd import S2SDEmbedder
+        >>> embedder = S2SDEmbedder(in_features=64, embedding_size=8, aux_sizes=(16, 32))
+        >>> batch = embedder(torch.randn(5, 64, 7, 7))
+        >>> batch.embeddings.shape, [a.shape[1] for a in batch.aux], batch.features.shape
+        (torch.Size([5, 8]), [16, 32], torch.Size([5, 64]))
+        >>> embedder.eval()(torch.randn(5, 64, 7, 7)).shape
+        torch.Size([5, 8])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        embedding_size: int,
+        aux_sizes: Sequence[int] = (512, 1024, 1536, 2048),
+        *,
+        head: nn.Module | None = None,
+        aggregate_pooling: bool = False,
+    ) -> None:
+        super().__init__(in_features, embedding_size, head)
+        if isinstance(aux_sizes, int):
+            raise TypeError(
+                f"aux_sizes must be a sequence of sizes, got {aux_sizes}; for one auxiliary space write ({aux_sizes},)"
+            )
+        for size in aux_sizes:
+            check_int("each of aux_sizes", size, at_least=1)
+        self.aux_sizes = tuple(aux_sizes)
+        self.aggregate_pooling = aggregate_pooling
+        self.aux_heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(in_features, size), nn.ReLU(), nn.Linear(size, size)) for size in self.aux_sizes
+        )
+
+    def forward(self, features: torch.Tensor) -> S2SDEmbeddings | torch.Tensor:  # type: ignore[override]
+        check_features(features, self.in_features, maps_only=self.aggregate_pooling and self.training)
+        pooled = average_pool(features)
+        z = self._embed(pooled)
+        if not self.training:
+            return z
+        if self.aggregate_pooling:
+            pooled = pooled + max_pool(features)
+        return S2SDEmbeddings(z, tuple(g(pooled) for g in self.aux_heads), pooled)
+
+    def deploy(self) -> Embedder:
+        """The inference-only module: a copy of the base head, in eval mode, no auxiliary parameter left.
+
+        Its output equals this embedder's in eval mode, bit for bit.
+        """
+        return Embedder(self.in_features, self.embedding_size, copy.deepcopy(self.head)).eval()
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, aux_sizes={self.aux_sizes}, aggregate_pooling={self.aggregate_pooling}"
+
+
+def average_pool(features: torch.Tensor) -> torch.Tensor:
+    """Global average pooling of (B, F, H, W); features (B, F) as they are."""
+    return features.mean(dim=(2, 3)) if features.dim() == 4 else features
+
+
+def max_pool(features: torch.Tensor) -> torch.Tensor:
+    """Global max pooling of (B, F, H, W)."""
+    return nn.functional.adaptive_max_pool2d(features, 1).flatten(1)

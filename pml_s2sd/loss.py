@@ -1,0 +1,246 @@
+"""S2SDLoss: the S2SD objective, a sum of one PML objective per space and the distillation terms."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
+from torch import nn
+
+from .checks import check_batch, check_embedder, check_instance, check_int, check_labels, check_number
+from .distillation import divergence, mean_divergence, row_log_probs, similarity
+from .embedder import S2SDEmbedder
+from .embeddings import S2SDEmbeddings, base_embeddings
+from .objectives import ObjectiveOrFactory, aux_objectives, base_objective
+
+
+class S2SDLoss(nn.Module):
+    """Any PML objective, with simultaneous similarity-based self-distillation (S2SD).
+
+        ½ · [ L(z) + (1/m) Σ_i L(a_i) ]  +  γ · (1/m) Σ_i KL(D^z, D^{a_i})  +  γ_F · KL(D^z, D^φ)
+
+        KL(D^z, D^t) = T² / B · Σ_rows KL( softmax(D^t / T) ‖ softmax(D^z / T) ),  no gradient into t
+
+    z are the base embeddings, a_i the m auxiliary ones, φ the features, D^x the similarities of
+    the rows of x with each other, the diagonal included. With m = 0 the bracket is L(z) alone and
+    the second term is absent.
+
+    Always the outermost loss; PML's wrappers go inside. In eval mode it is L(z) alone, and takes a
+    plain tensor: a validation loss.
+
+    Args:
+        loss: L, any PML objective, or a callable ``embedding_size -> objective``. The base space
+            uses the instance given; each auxiliary space gets one of its own, rebuilt for its
+            size: proxies, class weights and memories included.
+        embedder: the `S2SDEmbedder`, only read for its sizes; not registered as a submodule.
+        aux_loss: another objective, or callable, for the auxiliary spaces.
+        miner: a PML miner; each space mines its own tuples.
+        distill_weight: γ ≥ 0. The paper's 50 belongs to a pretrained trunk and a learning rate of
+            1e-5; training from scratch wants γ near 5.
+        temperature: T > 0.
+        feature_weight: γ_F ≥ 0.
+        feature_delay: feature distillation starts after this many training calls.
+        distance: gives D; a PML distance. Where small means similar (`LpDistance`, `SNRDistance`),
+            its negative is the similarity.
+
+    Inputs (``loss_func(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``):
+        embeddings: `S2SDEmbeddings` of a batch of B ≥ 1 samples; in eval mode also a tensor (B, d).
+        labels: (B,), integer; may be left out where the objective does without.
+        indices_tuple: tuples of a PML miner, used in every space. Not together with `miner`.
+        ref_emb: `S2SDEmbeddings` of R references; each space compares with its own, and D becomes
+            query × reference, (B, R).
+        ref_labels: (R,).
+        Further keyword arguments go to every objective, e.g. CrossBatchMemory's ``enqueue_mask``.
+
+    Returns:
+        A scalar.
+
+    Attributes:
+        terms: of the last training call, detached scalars: ``base`` L(z), ``aux`` (1/m) Σ L(a_i),
+            ``distill`` (1/m) Σ KL(D^z, D^{a_i}), ``feature`` KL(D^z, D^φ); unweighted, 0 where a
+            term is absent, switched off or not started. ``.item()`` them when you log, not before.
+        calls: the number of training calls so far, part of the state_dict.
+
+    Raises:
+        TypeError, ValueError: on arguments or input that cannot be used, naming what was expected
+            and what came, before any state changes.
+
+    Source: Roth et al., "S2SD: Simultaneous Similarity-based Self-Distillation for Deep Metric
+        Learning", ICML 2021, section 3, arXiv 2009.08348.
+
+    Example:
+        >>> import torch
+        >>> from pytorch_metric_learning import losses
+        >>> from pml_s2sd import S2SDEmbedder, S2SDLoss
+        >>> embedder = S2SDEmbedder(in_features=64, embedding_size=8, aux_sizes=(16, 32))
+        >>> loss_func = S2SDLoss(losses.MultiSimilarityLoss(), embedder, distill_weight=5.0)
+        >>> loss = loss_func(embedder(torch.randn(6, 64)), torch.tensor([0, 0, 1, 1, 2, 2]))
+        >>> loss.backward()
+        >>> sorted(loss_func.terms)
+        ['aux', 'base', 'distill', 'feature']
+    """
+
+    calls: torch.Tensor
+
+    def __init__(
+        self,
+        loss: ObjectiveOrFactory,
+        embedder: S2SDEmbedder,
+        *,
+        aux_loss: ObjectiveOrFactory | None = None,
+        miner: nn.Module | None = None,
+        distill_weight: float = 50.0,
+        temperature: float = 1.0,
+        feature_weight: float = 0.0,
+        feature_delay: int = 1000,
+        distance: BaseDistance | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(loss, S2SDLoss) or isinstance(aux_loss, S2SDLoss):
+            raise TypeError("loss is an S2SDLoss already; pass the PML objective that is inside it")
+        check_embedder(embedder)
+        check_number("distill_weight", distill_weight, at_least=0)
+        check_number("feature_weight", feature_weight, at_least=0)
+        check_number("temperature", temperature, above=0)
+        check_int("feature_delay", feature_delay, at_least=0)
+        check_instance("miner", miner, nn.Module, "a pytorch_metric_learning miner")
+        check_instance("distance", distance, BaseDistance, "a pytorch_metric_learning distance")
+
+        self.embedding_size = embedder.embedding_size
+        self.aux_sizes = tuple(embedder.aux_sizes)
+        self.base_loss = base_objective(loss, self.embedding_size)
+        self.aux_losses = nn.ModuleList(aux_objectives(loss if aux_loss is None else aux_loss, self.aux_sizes))
+        self.miner = miner
+        self.aux_miners = nn.ModuleList(copy.deepcopy(miner) for _ in self.aux_sizes)  # type: ignore[misc]
+        self.distill_weight = float(distill_weight)
+        self.temperature = float(temperature)
+        self.feature_weight = float(feature_weight)
+        self.feature_delay = feature_delay
+        self.distance = CosineSimilarity() if distance is None else distance
+        self.terms: dict[str, torch.Tensor] = {}
+        self._no_references = S2SDEmbeddings(None, (None,) * len(self.aux_sizes), None)  # type: ignore[arg-type]
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(
+        self,
+        embeddings: S2SDEmbeddings | torch.Tensor,
+        labels: torch.Tensor | None = None,
+        indices_tuple: tuple[torch.Tensor, ...] | None = None,
+        ref_emb: S2SDEmbeddings | torch.Tensor | None = None,
+        ref_labels: torch.Tensor | None = None,
+        **objective_args: Any,
+    ) -> torch.Tensor:
+        self._check_input(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        arguments = {"indices_tuple": indices_tuple, "ref_labels": ref_labels, **objective_args}
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+
+        if not self.training:
+            z, ref_z = base_embeddings(embeddings), base_embeddings(ref_emb)
+            return _objective(self.base_loss, self.miner, z, labels, ref_z, arguments)
+
+        batch = cast(S2SDEmbeddings, embeddings)
+        ref = cast(S2SDEmbeddings, ref_emb) if ref_emb is not None else self._no_references
+        base = _objective(self.base_loss, self.miner, batch.embeddings, labels, ref.embeddings, arguments)
+        aux = self._aux_term(batch, labels, ref, arguments)
+        distill, feature = self._distillation_terms(batch, ref)
+
+        total = base if aux is None else 0.5 * (base + aux)
+        if distill is not None:
+            total = total + self.distill_weight * distill
+        if feature is not None:
+            total = total + self.feature_weight * feature
+
+        zero = torch.zeros_like(base)
+        terms = {"base": base, "aux": aux, "distill": distill, "feature": feature}
+        self.terms = {name: zero if term is None else term.detach() for name, term in terms.items()}
+        self.calls += 1
+        return total
+
+    def _aux_term(
+        self, batch: S2SDEmbeddings, labels: torch.Tensor | None, ref: S2SDEmbeddings, arguments: dict[str, Any]
+    ) -> torch.Tensor | None:
+        """(1/m) Σ_i L(a_i), or None where m = 0."""
+        if not self.aux_sizes:
+            return None
+        spaces = zip(self.aux_losses, self.aux_miners, batch.aux, ref.aux, strict=True)
+        return torch.stack([_objective(L, miner, a, labels, ref_a, arguments) for L, miner, a, ref_a in spaces]).mean()
+
+    def _distillation_terms(
+        self, batch: S2SDEmbeddings, ref: S2SDEmbeddings
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """(1/m) Σ_i KL(D^z, D^{a_i}) and KL(D^z, D^φ), each None where it is switched off."""
+        from_aux = self.distill_weight > 0 and len(self.aux_sizes) > 0
+        from_features = self.feature_weight > 0
+        if not (from_aux or from_features):
+            return None, None
+        T, D = self.temperature, self._similarity
+        student = row_log_probs(D(batch.embeddings, ref.embeddings), T)
+        distill = feature = None
+        if from_aux:
+            with torch.no_grad():
+                teachers = [D(a, ref_a) for a, ref_a in zip(batch.aux, ref.aux, strict=True)]
+            distill = mean_divergence(student, teachers, T)
+        if from_features:
+            with torch.no_grad():
+                teacher = D(batch.features, ref.features)
+            # Multiplied, not branched on: the count stays a tensor, so that nothing waits for a
+            # device and torch.compile does not compile anew as it grows.
+            started = self.calls >= self.feature_delay
+            feature = divergence(student, teacher, T) * started
+        return distill, feature
+
+    def _similarity(self, x: torch.Tensor, ref: torch.Tensor | None) -> torch.Tensor:
+        """D^x, in which larger means more similar, whichever way the distance counts."""
+        D = similarity(self.distance, x, ref)
+        return D if self.distance.is_inverted else -D
+
+    def _check_input(
+        self,
+        embeddings: S2SDEmbeddings | torch.Tensor,
+        labels: torch.Tensor | None,
+        indices_tuple: tuple[torch.Tensor, ...] | None,
+        ref_emb: S2SDEmbeddings | torch.Tensor | None,
+        ref_labels: torch.Tensor | None,
+    ) -> None:
+        if self.miner is not None and indices_tuple is not None:
+            raise ValueError(
+                "indices_tuple was given, but this S2SDLoss has a miner, with which each space mines its own tuples; "
+                "give one or the other"
+            )
+        if self.miner is not None and labels is None:
+            raise ValueError("the miner needs labels, got None")
+        sizes = (self.embedding_size, self.aux_sizes)
+        check_batch("embeddings", embeddings, *sizes, training=self.training)
+        check_labels("labels", labels, "embeddings", embeddings)
+        if ref_emb is not None:
+            check_batch("ref_emb", ref_emb, *sizes, training=self.training)
+            check_labels("ref_labels", ref_labels, "ref_emb", ref_emb)
+        elif ref_labels is not None:
+            raise ValueError("ref_labels was given without ref_emb")
+
+    def extra_repr(self) -> str:
+        return (
+            f"distill_weight={self.distill_weight}, temperature={self.temperature}, "
+            f"feature_weight={self.feature_weight}, feature_delay={self.feature_delay}"
+        )
+
+
+def _objective(
+    loss: nn.Module,
+    miner: nn.Module | None,
+    x: torch.Tensor,
+    labels: torch.Tensor | None,
+    ref: torch.Tensor | None,
+    arguments: dict[str, Any],
+) -> torch.Tensor:
+    """L(x), on the tuples that the miner finds in x, where there is one.
+
+    Only what was given is passed on: PML's wrappers do not all take the same arguments.
+    """
+    if ref is not None:
+        arguments = {**arguments, "ref_emb": ref}
+    if miner is not None:
+        arguments = {**arguments, "indices_tuple": miner(x, labels, ref, arguments.get("ref_labels"))}
+    return loss(x, **arguments) if labels is None else loss(x, labels, **arguments)
