@@ -1,0 +1,121 @@
+"""Images for the examples: the embedded emoji, a folder of your own, and the augmentation."""
+
+from __future__ import annotations
+
+import csv
+import random
+from pathlib import Path
+
+import kornia.augmentation as K
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
+
+SPLIT_SEED = 0
+"""Decides which half of the classes is trained on; written down so that everyone tests on the same half."""
+
+EMOJI_FOLDER = Path(__file__).parent / "data" / "emoji"
+EMOJI_SIDE = 32
+IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
+
+
+def split_classes(names: list[str], train: bool) -> list[str]:
+    """The half of the class names that is trained on, or the other one: zero-shot, no class in both."""
+    shuffled = sorted(names)
+    random.Random(SPLIT_SEED).shuffle(shuffled)
+    half = (len(shuffled) + 1) // 2
+    return sorted(shuffled[:half] if train else shuffled[half:])
+
+
+class EmojiDataset(Dataset):
+    """The same emoji drawn by several vendors: a class is an emoji, an image one vendor's drawing.
+
+    Args:
+        train: the training half of the classes, or the unseen half.
+
+    Attributes:
+        images: (N, 3, 32, 32), uint8.
+        labels: (N,), int64, from 0 to the number of classes - 1.
+        names: the classes' names, by label.
+        styles: the vendor of each image.
+    """
+
+    def __init__(self, train: bool) -> None:
+        with (EMOJI_FOLDER / "index.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        self.names = split_classes(list({row["class"] for row in rows}), train)
+        label_of = {name: label for label, name in enumerate(self.names)}
+        rows = [row for row in rows if row["class"] in label_of]
+        drawings = {style: read_sheet(EMOJI_FOLDER / f"{style}.webp") for style in {row["style"] for row in rows}}
+        self.styles = [row["style"] for row in rows]
+        self.images = torch.stack([drawings[row["style"]][int(row["position"])] for row in rows])
+        self.labels = torch.tensor([label_of[row["class"]] for row in rows])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.images[index].float() / 255, int(self.labels[index])
+
+
+def read_sheet(path: Path) -> torch.Tensor:
+    """The drawings on one sheet, row by row: (positions, 3, 32, 32), uint8."""
+    pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB")))
+    tiles = pixels.unfold(0, EMOJI_SIDE, EMOJI_SIDE).unfold(1, EMOJI_SIDE, EMOJI_SIDE)
+    return tiles.flatten(0, 1).contiguous()
+
+
+class ImageFolderDataset(Dataset):
+    """Images of your own, laid out as ``folder/class/name.png``, half of the classes to train on.
+
+    Args:
+        folder: one folder a class inside.
+        train: the training half of the classes, or the unseen half.
+        side: images are resized to side × side.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the folder, the expected layout and what was found.
+    """
+
+    def __init__(self, folder: Path, train: bool, side: int) -> None:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder {folder}; expected images laid out as {folder}/class/name.png")
+        found = {
+            path.name: sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_ENDINGS)
+            for path in folder.iterdir()
+            if path.is_dir()
+        }
+        if len(found) < 4:
+            raise ValueError(
+                f"{folder} holds {len(found)} class folders; expected at least 4, laid out as {folder}/class/name.png"
+            )
+        for name, files in found.items():
+            if len(files) < 2:
+                raise ValueError(
+                    f"{folder / name} holds {len(files)} images; a class needs at least 2: a query and one to find"
+                )
+        self.side = side
+        self.names = split_classes(list(found), train)
+        self.files = [file for name in self.names for file in found[name]]
+        self.labels = torch.tensor([label for label, name in enumerate(self.names) for _ in found[name]])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        try:
+            image = (
+                Image.open(self.files[index]).convert("RGB").resize((self.side, self.side), Image.Resampling.BILINEAR)
+            )
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"cannot read the image {self.files[index]}: {error}; mend or remove it") from error
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255, int(self.labels[index])
+
+
+def make_augmentation() -> torch.nn.Module:
+    """Affine and colour jitter of a whole batch (B, 3, H, W) in [0, 1], where the batch lies."""
+    return torch.nn.Sequential(
+        K.RandomAffine(degrees=15, translate=(0.1, 0.1), scale=(0.8, 1.2), padding_mode="border", p=1.0),
+        K.ColorJiggle(brightness=0.3, contrast=0.3, saturation=0.3, p=1.0),
+    )

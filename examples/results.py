@@ -1,0 +1,45 @@
+"""Results of the examples: metrics.json, and the table that is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+METRICS = {
+    "precision_at_1": "Recall@1",  # precision@1 and Recall@1 are the same number
+    "r_precision": "R-precision",
+    "mean_average_precision_at_r": "MAP@R",
+}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write under a temporary name, then rename: a killed run leaves the last whole file."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def print_table(models: dict[str, dict[str, Any]]) -> None:
+    """One row a model: accuracies on unseen classes in percent, cost of the deployed model, training time."""
+    header = ["model", *METRICS.values(), "parameters", "ms/image", "training s"]
+    rows = [
+        [
+            name,
+            *(f"{100 * record[metric]:.1f}" for metric in METRICS),
+            f"{record['deployed_parameters']:,}",
+            f"{record['latency_ms_per_image']:.3f}",
+            f"{record['train_seconds']:.0f}",
+        ]
+        for name, record in models.items()
+    ]
+    print("\n" + markdown_table(header, rows))
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )

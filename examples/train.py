@@ -1,0 +1,301 @@
+"""Train an embedding model with a PML objective, with and without S2SD, and compare them on unseen classes.
+
+    python examples/train.py --name demo                       # the embedded emoji, baseline and S2SD
+    python examples/train.py --name mine --images FOLDER       # images of yours: FOLDER/class/name.png
+    python examples/train.py --help
+
+Writes runs/NAME/: metrics.json, curves.png, retrieval.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import platform
+import statistics
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from images import EMOJI_SIDE, EmojiDataset, ImageFolderDataset, make_augmentation
+from network import SmallResNet
+from pictures import draw_curves, draw_retrieval
+from pytorch_metric_learning import losses, miners
+from pytorch_metric_learning.samplers import MPerClassSampler
+from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from results import METRICS, print_table, write_json
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from pml_s2sd import S2SDLoss, s2sd
+from pml_s2sd.embedder import Embedder
+
+# name -> (embedding_size, number of training classes) -> (objective, miner)
+OBJECTIVES = {
+    "multisimilarity": lambda d, classes: (
+        losses.MultiSimilarityLoss(alpha=2, beta=40, base=0.5),
+        miners.MultiSimilarityMiner(epsilon=0.1),
+    ),
+    "margin": lambda d, classes: (losses.MarginLoss(margin=0.2, beta=1.2), miners.DistanceWeightedMiner(cutoff=0.5)),
+    "triplet": lambda d, classes: (losses.TripletMarginLoss(margin=0.2), miners.TripletMarginMiner(0.2, "semihard")),
+    "contrastive": lambda d, classes: (losses.ContrastiveLoss(pos_margin=0, neg_margin=1), None),
+    "ntxent": lambda d, classes: (losses.NTXentLoss(temperature=0.1), None),
+    "supcon": lambda d, classes: (losses.SupConLoss(temperature=0.1), None),
+    "proxyanchor": lambda d, classes: (losses.ProxyAnchorLoss(classes, d), None),
+    "arcface": lambda d, classes: (losses.ArcFaceLoss(classes, d), None),
+}
+VARIANTS = ("baseline", "dsd", "msd", "msdf", "msdfa")
+
+
+def build(settings: argparse.Namespace, variant: str, classes: int) -> tuple[nn.Module, nn.Module, nn.Module | None]:
+    """(model, loss_func, miner) of one variant; everything that two variants share is initialised alike."""
+    seed_everything(settings.seed)
+    trunk = SmallResNet()
+    d = settings.embedding_size
+    objective, miner = OBJECTIVES[settings.objective](d, classes)
+    if variant == "baseline":
+        return nn.Sequential(trunk, Embedder(trunk.out_channels, d)), objective, miner
+
+    options = (
+        {"feature_weight": settings.feature_weight, "feature_delay": settings.feature_delay} if "f" in variant else {}
+    )
+    embedder, loss_func = s2sd(
+        objective,
+        trunk.out_channels,
+        d,
+        variant,
+        aux_sizes=settings.aux_sizes[-1:] if variant == "dsd" else settings.aux_sizes,
+        miner=miner,  # each space mines its own pairs
+        distill_weight=settings.distill_weight,
+        temperature=settings.temperature,
+        **options,
+    )
+    return nn.Sequential(trunk, embedder), loss_func, None
+
+
+def train(settings: argparse.Namespace, variant: str, train_set: Dataset, test_set: Dataset, save: Any) -> nn.Module:
+    """Train one variant; `save(record)` is called with its figures after every epoch. Returns the deployed model."""
+    device = torch.device(settings.device)
+    model, loss_func, miner = build(settings, variant, classes=len(train_set.names))
+    # channels_last: the same numbers, and a third less time on a CPU
+    model.to(device, memory_format=torch.channels_last)
+    loss_func.to(device)
+    augment = make_augmentation()
+
+    sampler = MPerClassSampler(train_set.labels, settings.per_class, settings.batch_size, len(train_set))
+    loader = DataLoader(train_set, settings.batch_size, sampler=sampler, num_workers=settings.workers, drop_last=True)
+    parameter_groups = [{"params": model.parameters()}]
+    if any(True for _ in loss_func.parameters()):  # proxies want a higher learning rate
+        parameter_groups.append({"params": loss_func.parameters(), "lr": settings.loss_lr})
+    optimizer = torch.optim.Adam(parameter_groups, lr=settings.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=settings.epochs * len(loader))
+
+    record: dict[str, Any] = {"epochs": []}
+    seed_everything(settings.seed)  # the same batches and augmentations for every variant
+    with tqdm(total=settings.epochs * len(loader), desc=variant, unit="step") as progress:
+        for epoch in range(1, settings.epochs + 1):
+            model.train()
+            loss_func.train()
+            started = time.perf_counter()
+            losses_of_epoch = []
+            for images, labels in loader:
+                images = augment(images.to(device)).contiguous(memory_format=torch.channels_last)
+                labels = labels.to(device)
+
+                embeddings = model(images)
+                tuples = miner(embeddings, labels) if miner is not None else None
+                loss = loss_func(embeddings, labels, tuples)
+
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                losses_of_epoch.append({"loss": loss.detach(), **getattr(loss_func, "terms", {})})
+                progress.update()
+            figures = {
+                name: torch.stack([step[name] for step in losses_of_epoch]).mean().item() for name in losses_of_epoch[0]
+            }
+            figures["train_seconds"] = time.perf_counter() - started
+            if not np.isfinite(figures["loss"]):
+                raise SystemExit(
+                    f"{variant}: the loss is {figures['loss']} in epoch {epoch}; try a smaller --lr or --distill-weight"
+                )
+            figures.update(evaluate(model, test_set, device))
+            record["epochs"].append({"epoch": epoch, **figures})
+            save(record)
+            progress.set_postfix(loss=f"{figures['loss']:.3f}", R1=f"{100 * figures['precision_at_1']:.1f}")
+
+    trunk, embedder = model
+    return nn.Sequential(trunk, embedder.deploy() if isinstance(loss_func, S2SDLoss) else embedder).eval()
+
+
+def evaluate(model: nn.Module, test_set: Dataset, device: torch.device) -> dict[str, float]:
+    """PML's accuracies on classes that were not trained on: every image is a query, all others its gallery."""
+    trunk, embedder = model
+    calculator = AccuracyCalculator(include=tuple(METRICS), k="max_bin_count", device=torch.device("cpu"))
+    tester = GlobalEmbeddingSpaceTester(
+        batch_size=512, dataloader_num_workers=0, data_device=device, accuracy_calculator=calculator
+    )
+    with contextlib.redirect_stderr(io.StringIO()):  # the tester's own progress bar, once an epoch
+        accuracies = tester.test({"test": test_set}, epoch=0, trunk_model=trunk, embedder_model=embedder)
+    return {metric: float(accuracies["test"][f"{metric}_level0"]) for metric in METRICS}
+
+
+def embed(model: nn.Module, test_set: Dataset, device: torch.device) -> torch.Tensor:
+    """Normalised embeddings of a data set, (N, d), by PML's tester."""
+    tester = GlobalEmbeddingSpaceTester(batch_size=512, dataloader_num_workers=0, data_device=device)
+    with contextlib.redirect_stderr(io.StringIO()):
+        return tester.get_all_embeddings(test_set, *model)[0].cpu()
+
+
+def measure_latency(
+    deployed: dict[str, nn.Module], side: int, device: torch.device, batch: int = 32, repeats: int = 50
+) -> dict[str, float]:
+    """Milliseconds an image, per model: medians over repeats in which the models take turns."""
+    images = torch.rand(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+    seconds: dict[str, list[float]] = {name: [] for name in deployed}
+    with torch.inference_mode():
+        for repeat in range(repeats + 5):  # the first five warm up
+            for name, model in deployed.items():
+                synchronize(device)
+                started = time.perf_counter()
+                model(images)
+                synchronize(device)
+                if repeat >= 5:
+                    seconds[name].append(time.perf_counter() - started)
+    return {name: 1000 * statistics.median(times) / batch for name, times in seconds.items()}
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seed_everything(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # MPerClassSampler draws from it
+
+
+def load_data(settings: argparse.Namespace) -> tuple[Dataset, Dataset]:
+    if settings.images is None:
+        return EmojiDataset(train=True), EmojiDataset(train=False)
+    return tuple(ImageFolderDataset(settings.images, train, settings.image_size) for train in (True, False))
+
+
+def run(settings: argparse.Namespace) -> dict[str, Any]:
+    """Train every variant asked for, write the run's folder, return what is in metrics.json."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    train_set, test_set = load_data(settings)
+    folder = settings.runs / settings.name
+    folder.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {
+        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()},
+        "versions": {
+            name: version(name) for name in ("pml-s2sd", "pytorch-metric-learning", "torch", "numpy", "faiss-cpu")
+        },
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {settings.device}",
+        "data": {
+            "train_images": len(train_set),
+            "test_images": len(test_set),
+            "train_classes": len(train_set.names),
+            "test_classes": len(test_set.names),
+        },
+        "models": {},
+    }
+
+    deployed: dict[str, nn.Module] = {}
+    for variant in settings.variants:
+
+        def save(record: dict[str, Any], variant: str = variant) -> None:
+            results["models"][variant] = record
+            write_json(folder / "metrics.json", results)
+
+        deployed[variant] = train(settings, variant, train_set, test_set, save)
+
+    side = settings.image_size if settings.images else EMOJI_SIDE
+    device = torch.device(settings.device)
+    latencies = measure_latency(deployed, side, device)
+    for variant, model in deployed.items():
+        record = results["models"][variant]
+        record["deployed_parameters"] = sum(p.numel() for p in model.parameters())
+        record["latency_ms_per_image"] = latencies[variant]
+        record["train_seconds"] = sum(epoch["train_seconds"] for epoch in record["epochs"])
+        record.update({metric: record["epochs"][-1][metric] for metric in METRICS})
+    write_json(folder / "metrics.json", results)
+    draw_curves(results["models"], folder / "curves.png")
+    draw_retrieval(
+        {name: embed(model, test_set, device) for name, model in deployed.items()}, test_set, folder / "retrieval.png"
+    )
+    return results
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--name", default="demo", help="the run's folder is RUNS/NAME (default: %(default)s)")
+    add("--runs", type=Path, default=Path("runs"), help="default: %(default)s")
+    add(
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=["baseline", "msd"],
+        help="models to compare (default: baseline msd)",
+    )
+    add("--objective", choices=OBJECTIVES, default="multisimilarity", help="default: %(default)s")
+    add("--embedding-size", type=int, default=32, help="d (default: %(default)s)")
+    add(
+        "--aux-sizes",
+        type=int,
+        nargs="+",
+        default=[128, 256, 512, 1024],
+        help="sizes of the auxiliary spaces (default: 128 256 512 1024)",
+    )
+    add("--distill-weight", type=float, default=5.0, help="γ (default: %(default)s)")
+    add("--temperature", type=float, default=1.0, help="T (default: %(default)s)")
+    add("--feature-weight", type=float, default=5.0, help="γ_F, for msdf and msdfa (default: %(default)s)")
+    add(
+        "--feature-delay", type=int, default=200, help="steps before feature distillation starts (default: %(default)s)"
+    )
+    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--epochs", type=int, default=30, help="default: %(default)s")
+    add("--batch-size", type=int, default=112, help="default: %(default)s")
+    add("--per-class", type=int, default=2, help="samples of a class in a batch (default: %(default)s)")
+    add("--lr", type=float, default=1e-3, help="learning rate of trunk and embedder (default: %(default)s)")
+    add(
+        "--loss-lr",
+        type=float,
+        default=1e-2,
+        help="learning rate of an objective's own parameters (default: %(default)s)",
+    )
+    add("--images", type=Path, help="train on FOLDER/class/name.png instead of the emoji")
+    add(
+        "--image-size",
+        type=int,
+        default=32,
+        help="side to which the images of --images are resized (default: %(default)s)",
+    )
+    add("--workers", type=int, default=0, help="processes that load images (default: %(default)s)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU where there is one")
+    add("--threads", type=int, help="CPU threads (default: torch's choice)")
+    settings = parser.parse_args(arguments)
+    if settings.epochs < 1:
+        parser.error(f"--epochs must be at least 1, got {settings.epochs}")
+    return settings
+
+
+def main() -> None:
+    settings = parse_arguments()
+    results = run(settings)
+    print_table(results["models"])
+    print(f"\nWritten to {settings.runs / settings.name}: metrics.json, curves.png, retrieval.png")
+
+
+if __name__ == "__main__":
+    main()
