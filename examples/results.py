@@ -15,9 +15,13 @@ METRICS = {
 
 
 def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
     """Write under a temporary name, then rename: a killed run leaves the last whole file."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.write_text(content)
     os.replace(temporary, path)
 
 

@@ -188,6 +188,15 @@ def load_data(settings: argparse.Namespace) -> tuple[Dataset, Dataset]:
     return tuple(ImageFolderDataset(settings.images, train, settings.image_size) for train in (True, False))
 
 
+def describe(settings: argparse.Namespace) -> dict[str, Any]:
+    """What decides a run's figures: its settings and the versions of what it runs on."""
+    packages = ("pml-s2sd", "pytorch-metric-learning", "torch", "numpy", "faiss-cpu", "kornia")
+    return {
+        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()},
+        "versions": {name: version(name) for name in packages},
+    }
+
+
 def run(settings: argparse.Namespace) -> dict[str, Any]:
     """Train every variant asked for, write the run's folder, return what is in metrics.json."""
     if settings.threads:
@@ -196,11 +205,8 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
     folder = settings.runs / settings.name
     folder.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {
-        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()},
-        "versions": {
-            name: version(name) for name in ("pml-s2sd", "pytorch-metric-learning", "torch", "numpy", "faiss-cpu")
-        },
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {settings.device}",
+        **describe(settings),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "data": {
             "train_images": len(train_set),
             "test_images": len(test_set),

@@ -1,0 +1,69 @@
+"""The example of `train.py` over several seeds: mean, standard deviation and paired gain of each variant.
+
+    python examples/seeds.py --name demo --seeds 0 1 2 3 4          # further options as train.py's
+
+Each seed is a run of its own, RUNS/NAME-seed0 and so on; a finished run with the same settings and versions is not
+repeated. Writes RUNS/NAME-seeds.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from results import METRICS, markdown_table, write_text
+from train import describe, parse_arguments, run
+
+
+def finished_run(settings: argparse.Namespace) -> dict[str, Any] | None:
+    """The results of an earlier run, where it is whole and was made with the same settings and versions."""
+    path = settings.runs / settings.name / "metrics.json"
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text())
+    same = all(found[part] == value for part, value in describe(settings).items())
+    whole = all("train_seconds" in found["models"].get(variant, {}) for variant in settings.variants)
+    return found if same and whole else None
+
+
+def summarize(runs: dict[int, dict[str, Any]], variants: list[str]) -> str:
+    """A row a seed of Recall@1; then mean ± standard deviation of every metric, and of the gains."""
+    first, *others = variants
+    rows = [
+        [str(seed), *(f"{100 * results['models'][variant]['precision_at_1']:.1f}" for variant in variants)]
+        for seed, results in runs.items()
+    ]
+    table = markdown_table(["seed, Recall@1", *variants], rows)
+    rows = []
+    for metric, title in METRICS.items():
+        values = {v: [100 * results["models"][v][metric] for results in runs.values()] for v in variants}
+        gains = [[b - a for a, b in zip(values[first], values[other], strict=True)] for other in others]
+        rows.append([title, *map(mean_and_deviation, values.values()), *map(mean_and_deviation, gains)])
+    header = [f"mean ± std over {len(runs)} seeds", *variants, *(f"gain of {other}" for other in others)]
+    return f"{table}\n\n{markdown_table(header, rows)}"
+
+
+def mean_and_deviation(values: list[float]) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    own, rest = parser.parse_known_args()
+    base = parse_arguments(rest)
+    runs = {}
+    for seed in own.seeds:
+        settings = parse_arguments([*rest, "--seed", str(seed), "--name", f"{base.name}-seed{seed}"])
+        runs[seed] = finished_run(settings) or run(settings)
+    table = summarize(runs, base.variants)
+    print("\n" + table)
+    write_text(Path(base.runs) / f"{base.name}-seeds.md", table + "\n")
+
+
+if __name__ == "__main__":
+    main()
