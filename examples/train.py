@@ -183,9 +183,22 @@ def seed_everything(seed: int) -> None:
 
 
 def load_data(settings: argparse.Namespace) -> tuple[Dataset, Dataset]:
+    """(training half, unseen half) of the classes."""
     if settings.images is None:
-        return EmojiDataset(train=True), EmojiDataset(train=False)
-    return tuple(ImageFolderDataset(settings.images, train, settings.image_size) for train in (True, False))
+        halves = EmojiDataset(train=True), EmojiDataset(train=False)
+    else:
+        try:
+            halves = tuple(ImageFolderDataset(settings.images, train, settings.image_size) for train in (True, False))
+        except (FileNotFoundError, ValueError) as error:
+            raise SystemExit(f"train.py: {error}") from error
+    train_set = halves[0]
+    drawn = min(len(train_set), settings.per_class * len(train_set.names))
+    if settings.batch_size > drawn or settings.batch_size % settings.per_class:
+        raise SystemExit(
+            f"train.py: --batch-size must be a multiple of --per-class ({settings.per_class}) and at most {drawn}, for "
+            f"{len(train_set)} training images of {len(train_set.names)} classes; got {settings.batch_size}"
+        )
+    return halves
 
 
 def describe(settings: argparse.Namespace) -> dict[str, Any]:

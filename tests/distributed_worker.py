@@ -21,8 +21,15 @@ WRAPPERS: dict[str, Callable[[torch.nn.Module], torch.nn.Module]] = {
     "ddp": DistributedDataParallel,
     "ddp_find_unused": lambda model: DistributedDataParallel(model, find_unused_parameters=True),
     "ddp_static_graph": lambda model: DistributedDataParallel(model, static_graph=True),
-    "fsdp2": lambda model: fully_shard(model),
+    "fsdp2": lambda model: shard_each_head(model),
 }
+
+
+def shard_each_head(model: torch.nn.Module) -> torch.nn.Module:
+    """FSDP2 as it is applied to large models: what is resharded after forward must be gathered again in backward."""
+    for head in [model.head, *model.aux_heads]:
+        fully_shard(head)
+    return fully_shard(model, reshard_after_forward=True)
 
 
 def step(model: torch.nn.Module, loss_func: torch.nn.Module, rank: int) -> torch.Tensor:
@@ -56,6 +63,7 @@ def main(mode: str, rank: int, world_size: int, store: str) -> None:
             gradient, reference.grad / world_size, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
         )
     print(f"rank {rank} of {world_size}: all gradients equal")
+    dist.barrier()  # neither leaves while the other still talks to it
     dist.destroy_process_group()
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -196,10 +197,13 @@ def test_train_and_seeds_on_a_folder_of_images(folder, tmp_path):
         assert {**epoch, "train_seconds": 0} == {**expected, "train_seconds": 0}
 
 
-def test_train_says_what_is_wrong_with_its_arguments(tmp_path):
+def test_train_says_what_is_wrong_with_its_arguments(folder, tmp_path):
     done = run_script("train.py", "--images", tmp_path / "nowhere", "--runs", tmp_path)
-    assert done.returncode != 0
+    assert done.returncode == 1
     assert "expected images laid out as" in done.stderr.splitlines()[-1]
+    done = run_script("train.py", "--images", folder, "--runs", tmp_path)
+    assert done.returncode == 1
+    assert re.search(r"--batch-size must be .* at most 12, for \d+ training images of 6 classes; got 112", done.stderr)
     assert run_script("train.py", "--epochs", 0).returncode == 2
 
 

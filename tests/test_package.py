@@ -1,5 +1,6 @@
 """What is installed: the library alone, typed; and the README's first example runs."""
 
+import code
 import re
 import subprocess
 import sys
@@ -26,13 +27,15 @@ def test_a_wheel_holds_the_library_alone(tmp_path):
     assert found == {"torch", "pytorch-metric-learning", "numpy", "faiss-cpu"}
 
 
-def test_the_readmes_python_examples_run():
+def test_the_readmes_python_examples_run_when_pasted(capsys):
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert examples
-    names: dict = {}
-    for example in examples:
-        exec(example, names)
-    assert names["loss"].item() > 0
+    console = code.InteractiveConsole()
+    for line in "\n".join(examples).splitlines():  # line by line, as Python's prompt takes them
+        console.push(line)
+    console.push("")
+    assert "Error" not in capsys.readouterr().err
+    assert console.locals["loss"].item() > 0
 
 
 def test_the_readme_is_under_200_lines():
