@@ -82,7 +82,7 @@ def test_torch_functions_modules_and_indexing_act_on_the_base_embeddings():
     assert torch.equal(torch.cdist(batch, batch), torch.cdist(z, z))
     assert torch.equal(torch.where(batch > 0, batch, 0.0), z.clamp(min=0))
     assert torch.equal(torch.add(input=batch, other=batch), 2 * z)
-    for index in (3, slice(2, 5), LABELS == 1, torch.tensor([4, 0]), (slice(None), 2)):
+    for index in (3, (slice(None), 2), (slice(2), slice(1, 3)), batch > 0):
         assert torch.equal(batch[index], z[index])
     assert len(batch) == 12
     assert [torch.equal(row, expected) for row, expected in zip(batch, z, strict=True)] == [True] * 12
@@ -107,10 +107,40 @@ def test_attributes_and_methods_are_those_of_the_base_embeddings():
     assert batch.ndim == 2
     assert batch.dtype == torch.float32
     assert batch.device == torch.device("cpu")
-    assert torch.equal(batch.detach(), batch.embeddings)
     assert torch.equal(batch.sum(dim=1), batch.embeddings.sum(dim=1))
     with pytest.raises(AttributeError, match="no_such_attribute"):
         operator.attrgetter("no_such_attribute")(batch)
+
+
+@pytest.mark.parametrize("rows", [slice(2, 5), LABELS == 1, torch.tensor([4, 0]), [4, 0], np.array([4, 0])], ids=str)
+def test_rows_are_taken_in_every_space(rows):
+    batch = make_batch()
+    taken = batch[rows]
+    assert isinstance(taken, S2SDEmbeddings)
+    for tensor, original in zip(pytree.tree_leaves(taken), pytree.tree_leaves(batch), strict=True):
+        assert torch.equal(tensor, original[rows])
+
+
+def test_batches_are_joined_in_every_space_and_with_tensors_in_the_base_space():
+    batch, other = make_batch(), make_batch(5)
+    for joined in (torch.cat([batch, other]), torch.concat((batch, other), dim=0)):
+        assert isinstance(joined, S2SDEmbeddings)
+        tensors = zip(pytree.tree_leaves(joined), pytree.tree_leaves(batch), pytree.tree_leaves(other), strict=True)
+        assert all(torch.equal(tensor, torch.cat([first, second])) for tensor, first, second in tensors)
+    mixed = torch.cat([batch, other.embeddings])
+    assert isinstance(mixed, torch.Tensor)
+    assert torch.equal(mixed, torch.cat([batch.embeddings, other.embeddings]))
+
+
+def test_conversions_act_on_every_space():
+    batch = make_batch()
+    batch.embeddings.requires_grad_()
+    for converted in (batch.double(), batch.to(torch.float64), batch.type_as(torch.zeros((), dtype=torch.float64))):
+        assert isinstance(converted, S2SDEmbeddings)
+        for tensor, original in zip(pytree.tree_leaves(converted), pytree.tree_leaves(batch), strict=True):
+            assert torch.equal(tensor, original.double())
+    assert not batch.detach().embeddings.requires_grad
+    assert batch.embeddings.requires_grad
 
 
 def test_gradients_reach_the_base_embeddings_alone():
