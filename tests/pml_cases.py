@@ -1,0 +1,108 @@
+"""How each class that PML exports is made and called: what the compatibility tests go through.
+
+Found by inspection, so that a class of a new PML release fails the tests until it is listed here.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from pytorch_metric_learning import losses
+
+CLASSES = 4
+BATCH = 12
+LABELS = torch.arange(BATCH) // 3
+
+
+@dataclass
+class LossCase:
+    """One class of losses.
+
+    make: embedding size -> an instance.
+    labels: what it is called with; None for a loss without labels.
+    indices_tuple: what it is called with, where it needs it.
+    ref: it compares with references.
+    bound: the tensor tied to the embedding size and its shape for one.
+    """
+
+    make: Callable[[int], torch.nn.Module]
+    labels: torch.Tensor | None = field(default_factory=lambda: LABELS)
+    indices_tuple: torch.Tensor | None = None
+    ref: bool = False
+    bound: tuple[str, Callable[[int], tuple[int, ...]]] | None = None
+
+    def arguments(self, ref: object = None) -> dict[str, object]:
+        """What it is called with besides the embeddings."""
+        given = {"labels": self.labels, "indices_tuple": self.indices_tuple, "ref_emb": ref if self.ref else None}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def columns(name: str, factor: int = 1) -> tuple[str, Callable[[int], tuple[int, ...]]]:
+    return name, lambda d: (d, factor * CLASSES)
+
+
+def rows(name: str) -> tuple[str, Callable[[int], tuple[int, ...]]]:
+    return name, lambda d: (CLASSES, d)
+
+
+def plain(cls: type[torch.nn.Module], **options: object) -> LossCase:
+    return LossCase(lambda d: cls(**options))
+
+
+def with_classes(name: str, bound: tuple, **options: object) -> LossCase:
+    cls = getattr(losses, name)
+    return LossCase(lambda d: cls(num_classes=CLASSES, embedding_size=d, **options), bound=bound)
+
+
+NOT_OBJECTIVES = {
+    "BaseMetricLossFunction": "abstract: computes no loss of its own",
+    "BaseLossWrapper": "abstract: computes no loss of its own",
+    "GenericPairLoss": "abstract: computes no loss of its own",
+    "EmbeddingRegularizerMixin": "a mixin, no loss",
+    "WeightRegularizerMixin": "a mixin, no loss",
+}
+
+PLAIN = (
+    "AngularLoss CircleLoss ContrastiveLoss DynamicSoftMarginLoss FastAPLoss GeneralizedLiftedStructureLoss "
+    "InstanceLoss IntraPairVarianceLoss LiftedStructureLoss MarginLoss MultiSimilarityLoss NCALoss NPairsLoss "
+    "NTXentLoss PNPLoss RankedListLoss SignalToNoiseRatioContrastiveLoss SmoothAPLoss SupConLoss "
+    "ThresholdConsistentMarginLoss TripletMarginLoss TupletMarginLoss"
+)
+OPTIONS = {"FastAPLoss": {"num_bins": 5}, "RankedListLoss": {"margin": 1.0, "Tn": 1.0}}
+
+LOSS_CASES = {
+    **{
+        name: plain(getattr(losses, name), **OPTIONS.get(name, {}))
+        for name in PLAIN.split()
+        if hasattr(losses, name)  # some came after PML 2.3
+    },
+    "HistogramLoss": plain(losses.HistogramLoss, n_bins=10),
+    "ArcFaceLoss": with_classes("ArcFaceLoss", columns("W")),
+    "CosFaceLoss": with_classes("CosFaceLoss", columns("W")),
+    "LargeMarginSoftmaxLoss": with_classes("LargeMarginSoftmaxLoss", columns("W")),
+    "NormalizedSoftmaxLoss": with_classes("NormalizedSoftmaxLoss", columns("W")),
+    "SphereFaceLoss": with_classes("SphereFaceLoss", columns("W")),
+    "SubCenterArcFaceLoss": with_classes("SubCenterArcFaceLoss", columns("W", factor=3)),
+    "ProxyAnchorLoss": with_classes("ProxyAnchorLoss", rows("proxies")),
+    "ProxyNCALoss": with_classes("ProxyNCALoss", rows("proxies")),
+    "SoftTripleLoss": with_classes("SoftTripleLoss", columns("fc", factor=10)),
+    "P2SGradLoss": LossCase(lambda d: losses.P2SGradLoss(d, CLASSES), bound=columns("weight")),
+    "ManifoldLoss": LossCase(
+        lambda d: losses.ManifoldLoss(d, K=CLASSES), labels=None, indices_tuple=LABELS, bound=rows("proxies")
+    ),
+    "VICRegLoss": LossCase(lambda d: losses.VICRegLoss(), labels=None, ref=True),
+    "CrossBatchMemory": LossCase(
+        lambda d: losses.CrossBatchMemory(losses.ContrastiveLoss(), d, memory_size=40),
+        bound=("embedding_memory", lambda d: (40, d)),
+    ),
+    "SelfSupervisedLoss": LossCase(lambda d: losses.SelfSupervisedLoss(losses.NTXentLoss()), labels=None, ref=True),
+    "MultipleLosses": LossCase(
+        lambda d: losses.MultipleLosses([losses.ContrastiveLoss(), losses.ProxyAnchorLoss(CLASSES, d)], weights=[1, 2])
+    ),
+}
+
+
+def exported(module: object) -> dict[str, type]:
+    """The public classes of a PML module, by name."""
+    return {name: cls for name, cls in inspect.getmembers(module, inspect.isclass) if not name.startswith("_")}
