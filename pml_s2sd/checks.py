@@ -99,6 +99,17 @@ def check_labels(name: str, labels: Any, of: str, batch: S2SDEmbeddings | torch.
         )
 
 
+def check_scalar(objective: torch.nn.Module, value: Any) -> None:
+    """What an objective returned."""
+    if not isinstance(value, torch.Tensor) or value.dim() != 0:
+        is_tensor = isinstance(value, torch.Tensor)
+        found = f"a tensor of shape {tuple(value.shape)}" if is_tensor else type(value).__name__
+        raise TypeError(
+            f"{type(objective).__name__} returned {found}, expected a scalar tensor; "
+            "give it a reducer that reduces, such as pytorch_metric_learning.reducers.MeanReducer()"
+        )
+
+
 def _check_matrix(name: str, x: torch.Tensor, columns: int | None, rows: int | None = None) -> None:
     expected = f"({'B' if rows is None else rows}, {'F' if columns is None else columns})"
     fits = x.dim() == 2 and columns in (None, x.shape[1]) and rows in (None, x.shape[0])

@@ -9,7 +9,15 @@ import torch
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
 from torch import nn
 
-from .checks import check_batch, check_embedder, check_instance, check_int, check_labels, check_number
+from .checks import (
+    check_batch,
+    check_embedder,
+    check_instance,
+    check_int,
+    check_labels,
+    check_number,
+    check_scalar,
+)
 from .distillation import divergence, mean_divergence, row_log_probs, similarity
 from .embedder import S2SDEmbedder
 from .embeddings import S2SDEmbeddings, base_embeddings
@@ -243,4 +251,6 @@ def _objective(
         arguments = {**arguments, "ref_emb": ref}
     if miner is not None:
         arguments = {**arguments, "indices_tuple": miner(x, labels, ref, arguments.get("ref_labels"))}
-    return loss(x, **arguments) if labels is None else loss(x, labels, **arguments)
+    value = loss(x, **arguments) if labels is None else loss(x, labels, **arguments)
+    check_scalar(loss, value)
+    return value
