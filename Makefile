@@ -4,11 +4,15 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint seeds data
+PML_VERSIONS := 2.3.0 2.6.0 2.9.0
+
+.PHONY: help demo test test-matrix compatibility lint seeds data
 
 help:
 	@echo "make demo   train the baseline and S2SD on the emoji, compare them on unseen ones (minutes)"
 	@echo "make test   all tests"
+	@echo "make test-matrix    the tests that touch PML, on PML $(PML_VERSIONS)"
+	@echo "make compatibility  write docs/compatibility.md from the results of the tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make seeds  the README's table: the demo for seeds 0 to 4"
 	@echo "make data   draw the emoji data set again (needs npm)"
@@ -23,6 +27,20 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest
+
+test-matrix: $(INSTALLED) $(PML_VERSIONS:%=$(VENV)/pml-%)
+	for version in $(PML_VERSIONS); do \
+		echo "PML $$version"; \
+		PYTHONPATH=$(VENV)/pml-$$version $(VENV)/bin/python -m pytest tests/test_pml_*.py tests/test_loss.py \
+			tests/test_objectives.py tests/test_embeddings.py || exit 1; \
+	done
+
+$(VENV)/pml-%: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --no-deps --target $@ pytorch-metric-learning==$*
+
+compatibility: $(INSTALLED)
+	mkdir -p docs
+	$(VENV)/bin/python -m pytest tests/test_pml_*.py tests/test_embeddings.py --compatibility docs/compatibility.md
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .

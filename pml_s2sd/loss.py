@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -58,7 +59,10 @@ class S2SDLoss(nn.Module):
         labels: (B,), integer; may be left out where the objective does without.
         indices_tuple: tuples of a PML miner, used in every space. Not together with `miner`.
         ref_emb: `S2SDEmbeddings` of R references; each space compares with its own, and D becomes
-            query × reference, (B, R).
+            query × reference, (B, R), every entry included, as the diagonal is without references:
+            with the batch itself as its reference the distillation terms are what they are without.
+            Which pairs the objective forms is PML's: given ref_labels, a sample and its own copy among
+            the references are a positive pair.
         ref_labels: (R,).
         Further keyword arguments go to every objective, e.g. CrossBatchMemory's ``enqueue_mask``.
 
@@ -70,6 +74,7 @@ class S2SDLoss(nn.Module):
             ``distill`` (1/m) Σ KL(D^z, D^{a_i}), ``feature`` KL(D^z, D^φ); unweighted, 0 where a
             term is absent, switched off or not started. ``.item()`` them when you log, not before.
         calls: the number of training calls so far, part of the state_dict.
+        base_loss, aux_losses: the objective of each space, the latter by the names ``a1`` … ``am``.
 
     Raises:
         TypeError, ValueError: on arguments or input that cannot be used, naming what was expected
@@ -119,9 +124,9 @@ class S2SDLoss(nn.Module):
         self.embedding_size = embedder.embedding_size
         self.aux_sizes = tuple(embedder.aux_sizes)
         self.base_loss = base_objective(loss, self.embedding_size)
-        self.aux_losses = nn.ModuleList(aux_objectives(loss if aux_loss is None else aux_loss, self.aux_sizes))
+        self.aux_losses = _by_space(aux_objectives(loss if aux_loss is None else aux_loss, self.aux_sizes))
         self.miner = miner
-        self.aux_miners = nn.ModuleList(copy.deepcopy(miner) for _ in self.aux_sizes)  # type: ignore[misc]
+        self.aux_miners = _by_space([copy.deepcopy(miner) for _ in self.aux_sizes])
         self.distill_weight = float(distill_weight)
         self.temperature = float(temperature)
         self.feature_weight = float(feature_weight)
@@ -172,7 +177,7 @@ class S2SDLoss(nn.Module):
         """(1/m) Σ_i L(a_i), or None where m = 0."""
         if not self.aux_sizes:
             return None
-        spaces = zip(self.aux_losses, self.aux_miners, batch.aux, ref.aux, strict=True)
+        spaces = zip(self.aux_losses.values(), self.aux_miners.values(), batch.aux, ref.aux, strict=True)
         return torch.stack([_objective(L, miner, a, labels, ref_a, arguments) for L, miner, a, ref_a in spaces]).mean()
 
     def _distillation_terms(
@@ -233,6 +238,14 @@ class S2SDLoss(nn.Module):
             f"distill_weight={self.distill_weight}, temperature={self.temperature}, "
             f"feature_weight={self.feature_weight}, feature_delay={self.feature_delay}"
         )
+
+
+def _by_space(modules: Sequence[nn.Module | None]) -> nn.ModuleDict:
+    """The auxiliary spaces' modules, a1 … am; named, as PML's record-keeper turns names into those of tables."""
+    named = nn.ModuleDict()
+    for i, module in enumerate(modules, start=1):
+        named.add_module(f"a{i}", module)
+    return named
 
 
 def _objective(

@@ -56,6 +56,12 @@ SIZE_BOUND: dict[type[nn.Module], SizeBound] = {
 ``SIZE_BOUND[MyLoss] = SizeBound("centres", axis=1, initialise=lambda module, t: torch.nn.init.normal_(t))``."""
 
 
+# PML's classes that no training step can follow, by name, as not every version has them: why.
+_UNUSABLE = {
+    "DynamicSoftMarginLoss": "it keeps the graph of the step before, so that a second backward fails, in PML alone too",
+}
+
+
 def rebuild(loss: nn.Module, embedding_size: int) -> nn.Module:
     """The same objective for another embedding size, its size-bound tensors freshly initialised.
 
@@ -92,6 +98,7 @@ def base_objective(loss: ObjectiveOrFactory, embedding_size: int) -> nn.Module:
     """
     if not isinstance(loss, nn.Module):
         return _made(loss, embedding_size)
+    _check_usable(loss)
     for name, module in loss.named_modules():
         bound = _size_bound(module)
         if bound is None:
@@ -114,6 +121,7 @@ def aux_objectives(loss: ObjectiveOrFactory, embedding_sizes: Collection[int]) -
     """
     if not isinstance(loss, nn.Module):
         return [_made(loss, size) for size in embedding_sizes]
+    _check_usable(loss)
     _check_rebuildable(loss, set(embedding_sizes))
     return [rebuild(loss, size) for size in embedding_sizes]
 
@@ -129,7 +137,17 @@ def _made(factory: Callable[[int], nn.Module], embedding_size: int) -> nn.Module
         raise TypeError(
             f"the callable embedding_size -> objective must return a torch.nn.Module, got {type(objective).__name__}"
         )
+    _check_usable(objective)
     return objective
+
+
+def _check_usable(loss: nn.Module) -> None:
+    for module in loss.modules():
+        if type(module).__name__ in _UNUSABLE:
+            raise ValueError(
+                f"{type(module).__name__} cannot be trained with: {_UNUSABLE[type(module).__name__]}; "
+                "choose another loss"
+            )
 
 
 def _size_bound(module: nn.Module) -> SizeBound | None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+pytest_plugins = ["compatibility"]
 
 
 @pytest.fixture(autouse=True)

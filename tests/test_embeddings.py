@@ -1,15 +1,14 @@
 """S2SDEmbeddings acts as its base embeddings, and shows all its tensors to pytrees."""
 
 import copy
-import inspect
 import operator
 import pickle
 
 import numpy as np
 import pytest
 import torch
+from pml_cases import exported
 from pytorch_metric_learning import distances, miners
-from pytorch_metric_learning.distances import BaseDistance
 from pytorch_metric_learning.miners import BaseMiner
 from torch.utils import _pytree as pytree
 
@@ -22,10 +21,10 @@ def make_batch(size=12):
     return S2SDEmbeddings(torch.randn(size, 4), (torch.randn(size, 6), torch.randn(size, 10)), torch.randn(size, 16))
 
 
-def classes_of(module, base):
-    found = [cls for _, cls in inspect.getmembers(module, inspect.isclass) if issubclass(cls, base) and cls is not base]
+def classes_of(name, module, base):
+    found = [cls for cls in exported(module).values() if issubclass(cls, base) and "Base" not in cls.__name__]
     assert found
-    return found
+    return [pytest.param(cls, id=cls.__name__, marks=pytest.mark.pml(name, cls.__name__)) for cls in found]
 
 
 def make_miner(cls):
@@ -38,7 +37,7 @@ def make_miner(cls):
     return cls(**options.get(cls.__name__, {}))
 
 
-@pytest.mark.parametrize("cls", classes_of(miners, BaseMiner), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", classes_of("miners", miners, BaseMiner))
 def test_every_miner_takes_it_as_its_base_embeddings(cls):
     batch = make_batch()
     torch.manual_seed(1)
@@ -54,7 +53,7 @@ def test_every_miner_takes_it_as_its_base_embeddings(cls):
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("cls", classes_of(distances, BaseDistance), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", classes_of("distances", distances, torch.nn.Module))
 def test_every_distance_takes_it_as_its_base_embeddings(cls, normalize):
     batch, other = make_batch(), make_batch(5)
     if cls is distances.BatchedDistance:

@@ -135,6 +135,26 @@ def test_ref_emb_compares_each_space_with_its_own_references():
     assert_same_gradients(loss, expected, batch, ref)
 
 
+def test_with_the_batch_as_its_own_reference_the_distillation_is_that_of_the_batch():
+    batch = random_batch(6, (3, 4, 6), 7, 0)
+    labels, objective = torch.arange(6) % 2, losses.ContrastiveLoss()
+    options = {"distill_weight": 2.0, "feature_weight": 3.0, "feature_delay": 0}
+    loss_func = S2SDLoss(objective, S2SDEmbedder(7, 3, (4, 6)), **options)
+    gradients_of, terms = [], []
+    for with_ref in (False, True):
+        own = [  # what PML makes of it, the diagonal's pairs included where the references have labels
+            objective(x, labels, **({"ref_emb": x, "ref_labels": labels} if with_ref else {}))
+            for x in (batch.embeddings, *batch.aux)
+        ]
+        total = loss_func(batch, labels, **({"ref_emb": batch, "ref_labels": labels} if with_ref else {}))
+        terms.append(loss_func.terms)
+        gradients_of.append(gradients(total - 0.5 * (own[0] + (own[1] + own[2]) / 2), batch))
+    for name in ("distill", "feature"):
+        torch.testing.assert_close(terms[0][name], terms[1][name], rtol=1e-12, atol=0)
+    for found, expected in zip(*gradients_of, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("distance", "similarity"),
     [
@@ -267,9 +287,9 @@ def test_aux_loss_serves_the_auxiliary_spaces():
     batch = embedder(FEATURES)
     loss_func(batch, LABELS)
     torch.testing.assert_close(loss_func.terms["base"], losses.ContrastiveLoss()(batch.embeddings, LABELS).detach())
-    expected = [loss(a, LABELS) for loss, a in zip(loss_func.aux_losses, batch.aux, strict=True)]
+    expected = [loss(a, LABELS) for loss, a in zip(loss_func.aux_losses.values(), batch.aux, strict=True)]
     torch.testing.assert_close(loss_func.terms["aux"], torch.stack(expected).mean().detach())
-    assert [tuple(loss.proxies.shape) for loss in loss_func.aux_losses] == [(4, 6), (4, 10)]
+    assert [tuple(loss.proxies.shape) for loss in loss_func.aux_losses.values()] == [(4, 6), (4, 10)]
 
 
 def test_eval_mode_is_the_base_objective_alone_on_tensors_and_on_embeddings():
@@ -288,7 +308,12 @@ def test_the_embedder_is_not_a_part_of_the_loss_and_the_instance_given_serves_th
     embedder, loss_func = build(objective)
     assert loss_func.base_loss is objective
     assert [tuple(p.shape) for p in loss_func.parameters()] == [(4, 4), (4, 6), (4, 10)]
-    assert set(loss_func.state_dict()) == {"calls", "base_loss.proxies", "aux_losses.0.proxies", "aux_losses.1.proxies"}
+    assert set(loss_func.state_dict()) == {
+        "calls",
+        "base_loss.proxies",
+        "aux_losses.a1.proxies",
+        "aux_losses.a2.proxies",
+    }
     loss_func(embedder(FEATURES), LABELS).backward()
     for parameter in [*loss_func.parameters(), *embedder.parameters()]:
         assert parameter.grad.abs().max() > 0

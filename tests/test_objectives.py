@@ -110,7 +110,7 @@ def test_the_instance_serves_the_base_space_and_every_other_space_gets_its_own()
 def test_a_callable_makes_one_for_each_size():
     embedder = S2SDEmbedder(16, 4, (6, 10))
     loss_func = S2SDLoss(lambda embedding_size: losses.ProxyNCALoss(CLASSES, embedding_size), embedder)
-    sizes = [loss.proxies.shape[1] for loss in (loss_func.base_loss, *loss_func.aux_losses)]
+    sizes = [loss.proxies.shape[1] for loss in (loss_func.base_loss, *loss_func.aux_losses.values())]
     assert sizes == [4, 6, 10]
 
 
@@ -145,7 +145,7 @@ def test_an_unknown_class_that_looks_size_bound_is_named_and_may_be_registered(m
     monkeypatch.setitem(SIZE_BOUND, CentreLoss, bound)
     embedder = S2SDEmbedder(16, 8, (6,))
     loss_func = S2SDLoss(CentreLoss(CLASSES, 8), embedder)
-    assert torch.equal(loss_func.aux_losses[0].centres, torch.zeros(CLASSES, 6))
+    assert torch.equal(loss_func.aux_losses.a1.centres, torch.zeros(CLASSES, 6))
 
 
 def test_an_unknown_class_without_size_bound_tensors_is_copied():

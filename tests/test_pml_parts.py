@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from formula import s2sd as plain_s2sd
-from pml_cases import CLASSES, LABELS, exported
+from pml_cases import CLASSES, LABELS, each, exported
 from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
 
 from pml_s2sd import S2SDEmbedder, S2SDLoss
@@ -94,7 +94,33 @@ def test_no_class_is_missing(module, listed, others):
     assert set(exported(module)) == set(listed) | others
 
 
-@pytest.mark.parametrize("name", MINERS)
+ABSTRACT = {
+    "miners": (miners.BaseMiner, "miner"),
+    "distances": (distances.BaseDistance, "distance"),
+    "reducers": (reducers.BaseReducer, "reducer"),
+    "regularizers": (regularizers.BaseRegularizer, "embedding_regularizer"),
+}
+
+
+@pytest.mark.parametrize(
+    ("cls", "option"),
+    [
+        pytest.param(*row, id=row[0].__name__, marks=pytest.mark.pml(of, row[0].__name__))
+        for of, row in ABSTRACT.items()
+    ],
+)
+def test_abstract_classes_compute_nothing(cls, option):
+    embedder = make_embedder()
+    if option in ("miner", "distance"):
+        loss_func = S2SDLoss(losses.ContrastiveLoss(), embedder, **{option: cls()})
+    else:
+        loss_func = S2SDLoss(losses.ContrastiveLoss(**{option: cls()}), embedder)
+    with pytest.raises(NotImplementedError):
+        loss_func(embedder(features()), LABELS)
+    assert loss_func.calls == 0
+
+
+@pytest.mark.parametrize("name", each("miners", MINERS))
 def test_a_miner_given_to_the_loss_mines_in_each_space(name):
     embedder = make_embedder()
     loss_func = S2SDLoss(losses.TripletMarginLoss(), embedder, miner=MINERS[name](), distill_weight=2.0)
@@ -102,7 +128,7 @@ def test_a_miner_given_to_the_loss_mines_in_each_space(name):
     assert_equals_formula(embedder, loss_func, objectives)
 
 
-@pytest.mark.parametrize("name", MINERS)
+@pytest.mark.parametrize("name", each("miners", MINERS))
 def test_a_miner_called_by_the_user_gives_its_tuples_to_every_space(name):
     embedder = make_embedder()
     loss_func = S2SDLoss(losses.TripletMarginLoss(), embedder, distill_weight=2.0)
@@ -115,7 +141,7 @@ def test_a_miner_called_by_the_user_gives_its_tuples_to_every_space(name):
     assert_equals_formula(embedder, loss_func, [lambda x: losses.TripletMarginLoss()(x, LABELS, tuples)] * 3, tuples)
 
 
-@pytest.mark.parametrize("name", DISTANCES)
+@pytest.mark.parametrize("name", each("distances", DISTANCES))
 def test_an_objective_keeps_its_distance_in_every_space(name):
     embedder = make_embedder()
     make = lambda: losses.TripletMarginLoss(distance=DISTANCES[name]())  # noqa: E731
@@ -141,7 +167,7 @@ SIMILARITIES = {
 }
 
 
-@pytest.mark.parametrize("name", DISTANCES)
+@pytest.mark.parametrize("name", each("distances", DISTANCES))
 def test_distillation_takes_every_distance_as_a_similarity(name):
     embedder = make_embedder()
     loss_func = S2SDLoss(losses.ContrastiveLoss(), embedder, distance=DISTANCES[name](), temperature=0.5)
@@ -154,22 +180,24 @@ def test_distillation_takes_every_distance_as_a_similarity(name):
     assert all(torch.isfinite(parameter.grad).all() for parameter in embedder.parameters())
 
 
+@pytest.mark.pml("distances", "BatchedDistance")
 def test_a_batched_distance_is_refused_as_it_gives_no_matrix():
     batched = distances.BatchedDistance(distances.LpDistance(), iter_fn=print)
     with pytest.raises(TypeError, match="distance must be a pytorch_metric_learning distance"):
         S2SDLoss(losses.ContrastiveLoss(), make_embedder(), distance=batched)
 
 
-@pytest.mark.parametrize("name", REDUCERS)
+@pytest.mark.parametrize("name", each("reducers", REDUCERS))
 def test_an_objective_keeps_its_reducer_in_every_space(name):
     embedder = make_embedder()
     # a DivisorReducer needs an objective that names a divisor
-    cls = losses.FastAPLoss if name == "DivisorReducer" else losses.ContrastiveLoss
+    cls = losses.MarginLoss if name == "DivisorReducer" else losses.ContrastiveLoss
     make = lambda: cls(reducer=REDUCERS[name]())  # noqa: E731
     loss_func = S2SDLoss(make(), embedder, distill_weight=2.0)
     assert_equals_formula(embedder, loss_func, [lambda x: make()(x, LABELS)] * 3)
 
 
+@pytest.mark.pml("reducers", "DoNothingReducer")
 def test_an_objective_that_does_not_reduce_is_named():
     embedder = make_embedder()
     loss_func = S2SDLoss(losses.TripletMarginLoss(reducer=reducers.DoNothingReducer()), embedder)
@@ -181,7 +209,7 @@ def test_an_objective_that_does_not_reduce_is_named():
     assert loss_func.calls == 0
 
 
-@pytest.mark.parametrize("name", EMBEDDING_REGULARIZERS)
+@pytest.mark.parametrize("name", each("regularizers", EMBEDDING_REGULARIZERS))
 def test_embedding_regularizers_act_in_every_space(name):
     embedder = make_embedder()
     make = lambda: losses.ContrastiveLoss(  # noqa: E731
@@ -192,7 +220,7 @@ def test_embedding_regularizers_act_in_every_space(name):
     assert not torch.equal(make()(features(), LABELS), losses.ContrastiveLoss()(features(), LABELS))
 
 
-@pytest.mark.parametrize("name", WEIGHT_REGULARIZERS)
+@pytest.mark.parametrize("name", each("regularizers", WEIGHT_REGULARIZERS))
 def test_weight_regularizers_act_on_every_spaces_weights(name):
     def make(size):
         return losses.SoftTripleLoss(

@@ -26,6 +26,7 @@ def assert_terms(loss_func, expected):
         torch.testing.assert_close(loss_func.terms[name], value.detach(), check_dtype=False)
 
 
+@pytest.mark.pml("losses", "CrossBatchMemory")
 def test_cross_batch_memory_keeps_a_queue_per_space():
     def make(size):
         return losses.CrossBatchMemory(losses.ContrastiveLoss(), size, 30, miner=miners.MultiSimilarityMiner())
@@ -36,11 +37,12 @@ def test_cross_batch_memory_keeps_a_queue_per_space():
         batch = embedder(torch.randn(12, FEATURES))
         loss_func(batch, LABELS)
         assert_terms(loss_func, [memory(x, LABELS) for memory, x in zip(alone, spaces(batch), strict=True)])
-    for ours, theirs in zip([loss_func.base_loss, *loss_func.aux_losses], alone, strict=True):
+    for ours, theirs in zip([loss_func.base_loss, *loss_func.aux_losses.values()], alone, strict=True):
         assert torch.equal(ours.embedding_memory, theirs.embedding_memory)
         assert ours.queue_idx == theirs.queue_idx
 
 
+@pytest.mark.pml("losses", "CrossBatchMemory")
 def test_enqueue_mask_reaches_every_space():
     def make(size):
         return losses.CrossBatchMemory(losses.NTXentLoss(), size, 30)
@@ -51,9 +53,10 @@ def test_enqueue_mask_reaches_every_space():
     labels = torch.arange(12) % 6
     loss_func(batch, labels, enqueue_mask=mask)
     assert_terms(loss_func, [make(x.shape[1])(x, labels, enqueue_mask=mask) for x in spaces(batch)])
-    assert loss_func.aux_losses[0].queue_idx == 6
+    assert loss_func.aux_losses.a1.queue_idx == 6
 
 
+@pytest.mark.pml("losses", "SelfSupervisedLoss")
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_self_supervised_loss(symmetric):
     embedder, loss_func = build(losses.SelfSupervisedLoss(losses.NTXentLoss(), symmetric=symmetric))
@@ -64,6 +67,7 @@ def test_self_supervised_loss(symmetric):
     assert loss_func.terms["distill"] > 0
 
 
+@pytest.mark.pml("losses", "MultipleLosses")
 @pytest.mark.parametrize("keyed", [False, True])
 def test_multiple_losses_with_their_own_miners(keyed):
     def make(size):
@@ -77,7 +81,7 @@ def test_multiple_losses_with_their_own_miners(keyed):
     batch = embedder(torch.randn(12, FEATURES))
     loss_func(batch, LABELS).backward()
     expected = []
-    for loss, x in zip([loss_func.base_loss, *loss_func.aux_losses], spaces(batch), strict=True):
+    for loss, x in zip([loss_func.base_loss, *loss_func.aux_losses.values()], spaces(batch), strict=True):
         arcface = loss.losses["arcface" if keyed else 1]
         mined = miners.BatchHardMiner()(x, LABELS)
         expected.append(losses.TripletMarginLoss()(x, LABELS, mined) + 0.5 * arcface(x, LABELS))
@@ -86,6 +90,7 @@ def test_multiple_losses_with_their_own_miners(keyed):
     assert_terms(loss_func, expected)
 
 
+@pytest.mark.pml("losses", "MultipleLosses")
 @pytest.mark.filterwarnings("ignore:DistributedLossWrapper is being used in a non-distributed setting")
 def test_wrappers_nest_as_pml_allows():
     def make(size):
@@ -96,7 +101,7 @@ def test_wrappers_nest_as_pml_allows():
     batch = embedder(torch.randn(12, FEATURES))
     loss_func(batch, LABELS).backward()
     expected = []
-    for loss, x in zip([loss_func.base_loss, *loss_func.aux_losses], spaces(batch), strict=True):
+    for loss, x in zip([loss_func.base_loss, *loss_func.aux_losses.values()], spaces(batch), strict=True):
         proxies = loss.losses[1].loss
         alone = losses.CrossBatchMemory(losses.ContrastiveLoss(), x.shape[1], 30)
         expected.append(alone(x, LABELS) + proxies(x, LABELS))
