@@ -116,6 +116,6 @@ class ImageFolderDataset(Dataset):
 def make_augmentation() -> torch.nn.Module:
     """Affine and colour jitter of a whole batch (B, 3, H, W) in [0, 1], where the batch lies."""
     return torch.nn.Sequential(
-        K.RandomAffine(degrees=15, translate=(0.1, 0.1), scale=(0.8, 1.2), padding_mode="border", p=1.0),
-        K.ColorJiggle(brightness=0.3, contrast=0.3, saturation=0.3, p=1.0),
+        K.RandomAffine(degrees=10, translate=(0.06, 0.06), scale=(0.9, 1.1), padding_mode="border", p=1.0),
+        K.ColorJiggle(brightness=0.2, contrast=0.2, saturation=0.2, p=1.0),
     )

@@ -264,8 +264,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--variants",
         nargs="+",
         choices=VARIANTS,
-        default=["baseline", "msd"],
-        help="models to compare (default: baseline msd)",
+        default=["baseline", "msdfa"],
+        help="models to compare (default: baseline msdfa)",
     )
     add("--objective", choices=OBJECTIVES, default="multisimilarity", help="default: %(default)s")
     add("--embedding-size", type=int, default=32, help="d (default: %(default)s)")
@@ -276,17 +276,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=[128, 256, 512, 1024],
         help="sizes of the auxiliary spaces (default: 128 256 512 1024)",
     )
-    add("--distill-weight", type=float, default=5.0, help="γ (default: %(default)s)")
+    add("--distill-weight", type=float, default=1.0, help="γ (default: %(default)s)")
     add("--temperature", type=float, default=1.0, help="T (default: %(default)s)")
-    add("--feature-weight", type=float, default=5.0, help="γ_F, for msdf and msdfa (default: %(default)s)")
+    add("--feature-weight", type=float, default=1.0, help="γ_F, for msdf and msdfa (default: %(default)s)")
     add(
         "--feature-delay", type=int, default=200, help="steps before feature distillation starts (default: %(default)s)"
     )
     add("--seed", type=int, default=0, help="default: %(default)s")
-    add("--epochs", type=int, default=30, help="default: %(default)s")
+    add("--epochs", type=int, default=20, help="default: %(default)s")
     add("--batch-size", type=int, default=112, help="default: %(default)s")
     add("--per-class", type=int, default=2, help="samples of a class in a batch (default: %(default)s)")
-    add("--lr", type=float, default=1e-3, help="learning rate of trunk and embedder (default: %(default)s)")
+    add("--lr", type=float, default=3e-3, help="learning rate of trunk and embedder (default: %(default)s)")
     add(
         "--loss-lr",
         type=float,
