@@ -20,12 +20,12 @@ from train import describe, parse_arguments, run
 
 def finished_run(settings: argparse.Namespace) -> dict[str, Any] | None:
     """The results of an earlier run, where it is whole and was made with the same settings and versions."""
-    path = settings.runs / settings.name / "metrics.json"
-    if not path.exists():
+    try:
+        found = json.loads((settings.runs / settings.name / "metrics.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
         return None
-    found = json.loads(path.read_text())
-    same = all(found[part] == value for part, value in describe(settings).items())
-    whole = all("train_seconds" in found["models"].get(variant, {}) for variant in settings.variants)
+    same = all(found.get(part) == value for part, value in describe(settings).items())
+    whole = all("train_seconds" in found.get("models", {}).get(variant, {}) for variant in settings.variants)
     return found if same and whole else None
 
 

@@ -47,7 +47,7 @@ class S2SDLoss(nn.Module):
         aux_loss: another objective, or callable, for the auxiliary spaces.
         miner: a PML miner; each space mines its own tuples.
         distill_weight: γ ≥ 0. The paper's 50 belongs to a pretrained trunk and a learning rate of
-            1e-5; training from scratch wants γ near 5.
+            1e-5; training from scratch wants γ between 1 and 5.
         temperature: T > 0.
         feature_weight: γ_F ≥ 0.
         feature_delay: feature distillation starts after this many training calls.

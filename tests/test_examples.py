@@ -15,7 +15,7 @@ from network import SmallResNet
 from PIL import Image
 from results import METRICS, print_table, write_json
 from seeds import finished_run, mean_and_deviation, summarize
-from train import OBJECTIVES, build, evaluate, parse_arguments
+from train import OBJECTIVES, build, describe, evaluate, parse_arguments
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -236,15 +236,16 @@ def test_tables(capsys):
 
 
 def test_a_run_of_other_settings_is_not_taken_for_finished(tmp_path):
-    settings = parse_arguments(["--runs", str(tmp_path), "--name", "a"])
+    own = ["--runs", str(tmp_path), "--name", "a", "--variants", "baseline", "msd"]
+    settings = parse_arguments(own)
     assert finished_run(settings) is None
     (tmp_path / "a").mkdir()
-    other = parse_arguments(["--runs", str(tmp_path), "--name", "a", "--lr", "0.5"])
-    from train import describe
-
+    other = parse_arguments([*own, "--lr", "0.5"])
     write_json(tmp_path / "a" / "metrics.json", {**describe(other), "models": MODELS})
     assert finished_run(settings) is None
     write_json(tmp_path / "a" / "metrics.json", {**describe(settings), "models": MODELS})
     assert finished_run(settings)["models"] == MODELS
-    write_json(tmp_path / "a" / "metrics.json", {**describe(settings), "models": {"msd": {"epochs": []}}})
+    write_json(tmp_path / "a" / "metrics.json", {**describe(settings), "models": {"msdfa": {"epochs": []}}})
+    assert finished_run(settings) is None
+    (tmp_path / "a" / "metrics.json").write_text('{"settings": {"lr": 0.0')  # cut short
     assert finished_run(settings) is None
