@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import nn
 
 from .checks import (
@@ -17,12 +18,14 @@ from .checks import (
     check_int,
     check_labels,
     check_number,
-    check_scalar,
 )
-from .distillation import divergence, mean_divergence, row_log_probs, similarity
+from .distillation import Space, mean_divergences
+from .distributed import Everyone, several_processes
 from .embedder import S2SDEmbedder
 from .embeddings import S2SDEmbeddings, base_embeddings
 from .objectives import ObjectiveOrFactory, aux_objectives, base_objective
+from .similarity import Similarity
+from .space import SpaceBatch, objective_value
 
 
 class S2SDLoss(nn.Module):
@@ -150,14 +153,14 @@ class S2SDLoss(nn.Module):
         arguments = {name: value for name, value in arguments.items() if value is not None}
 
         if not self.training:
-            z, ref_z = base_embeddings(embeddings), base_embeddings(ref_emb)
-            return _objective(self.base_loss, self.miner, z, labels, ref_z, arguments)
+            only = SpaceBatch(base_embeddings(embeddings), labels, base_embeddings(ref_emb), arguments)
+            return objective_value(self.base_loss, self.miner, only)
 
         batch = cast(S2SDEmbeddings, embeddings)
         ref = cast(S2SDEmbeddings, ref_emb) if ref_emb is not None else self._no_references
-        base = _objective(self.base_loss, self.miner, batch.embeddings, labels, ref.embeddings, arguments)
-        aux = self._aux_term(batch, labels, ref, arguments)
-        distill, feature = self._distillation_terms(batch, ref)
+        everyone = self._gather(batch, labels, ref, arguments) if several_processes() else None
+        base, aux = self._objective_terms(batch, labels, ref, arguments, everyone)
+        distill, feature = self._distillation_terms(batch, ref, everyone)
 
         total = base if aux is None else 0.5 * (base + aux)
         if distill is not None:
@@ -171,43 +174,74 @@ class S2SDLoss(nn.Module):
         self.calls += 1
         return total
 
-    def _aux_term(
-        self, batch: S2SDEmbeddings, labels: torch.Tensor | None, ref: S2SDEmbeddings, arguments: dict[str, Any]
-    ) -> torch.Tensor | None:
-        """(1/m) Σ_i L(a_i), or None where m = 0."""
-        if not self.aux_sizes:
-            return None
-        spaces = zip(self.aux_losses.values(), self.aux_miners.values(), batch.aux, ref.aux, strict=True)
-        return torch.stack([_objective(L, miner, a, labels, ref_a, arguments) for L, miner, a, ref_a in spaces]).mean()
+    def _objective_terms(
+        self,
+        batch: S2SDEmbeddings,
+        labels: torch.Tensor | None,
+        ref: S2SDEmbeddings,
+        arguments: dict[str, Any],
+        everyone: Everyone | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """L(z) and (1/m) Σ_i L(a_i), the latter None where m = 0."""
+        values = []
+        embeddings = zip((batch.embeddings, *batch.aux), (ref.embeddings, *ref.aux), strict=True)
+        for space, ((x, ref_x), loss, miner) in enumerate(zip(embeddings, self._losses, self._miners, strict=True)):
+            own = SpaceBatch(x, labels, ref_x, arguments)
+            if everyone is not None and isinstance(loss, DistributedLossWrapper):
+                values.append(everyone.objective(loss, miner, own, space))
+            else:
+                values.append(objective_value(loss, miner, own))
+        base, *aux = values
+        return base, torch.stack(aux).mean() if aux else None
 
     def _distillation_terms(
-        self, batch: S2SDEmbeddings, ref: S2SDEmbeddings
+        self, batch: S2SDEmbeddings, ref: S2SDEmbeddings, everyone: Everyone | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """(1/m) Σ_i KL(D^z, D^{a_i}) and KL(D^z, D^φ), each None where it is switched off."""
-        from_aux = self.distill_weight > 0 and len(self.aux_sizes) > 0
-        from_features = self.feature_weight > 0
+        from_aux, from_features = self._distills
         if not (from_aux or from_features):
             return None, None
-        T, D = self.temperature, self._similarity
-        student = row_log_probs(D(batch.embeddings, ref.embeddings), T)
-        distill = feature = None
-        if from_aux:
-            with torch.no_grad():
-                teachers = [D(a, ref_a) for a, ref_a in zip(batch.aux, ref.aux, strict=True)]
-            distill = mean_divergence(student, teachers, T)
-        if from_features:
-            with torch.no_grad():
-                teacher = D(batch.features, ref.features)
-            # Multiplied, not branched on: the count stays a tensor, so that nothing waits for a
-            # device and torch.compile does not compile anew as it grows.
-            started = self.calls >= self.feature_delay
-            feature = divergence(student, teacher, T) * started
+        own = None
+        if everyone is not None:
+            batch, ref, own = everyone.compared()
+        D = Similarity(self.distance)
+        student = _space(D, batch.embeddings, ref.embeddings, own)
+        with torch.no_grad():
+            groups = []
+            if from_aux:
+                groups.append([_space(D, a, ref_a, own) for a, ref_a in zip(batch.aux, ref.aux, strict=True)])
+            if from_features:
+                groups.append([_space(D, batch.features, ref.features, own)])
+        divergences = mean_divergences(D, student, groups, self.temperature)
+        if everyone is not None:  # this process's part of the mean over all rows
+            divergences = [everyone.gathering.share * divergence for divergence in divergences]
+        distill = divergences[0] if from_aux else None
+        # Multiplied, not branched on: the count stays a tensor, so that nothing waits for a device and
+        # torch.compile does not compile anew as it grows.
+        feature = divergences[-1] * (self.calls >= self.feature_delay) if from_features else None
         return distill, feature
 
-    def _similarity(self, x: torch.Tensor, ref: torch.Tensor | None) -> torch.Tensor:
-        """D^x, in which larger means more similar, whichever way the distance counts."""
-        D = similarity(self.distance, x, ref)
-        return D if self.distance.is_inverted else -D
+    @property
+    def _losses(self) -> list[nn.Module]:
+        return [self.base_loss, *self.aux_losses.values()]
+
+    @property
+    def _miners(self) -> list[nn.Module | None]:
+        return [self.miner, *self.aux_miners.values()]
+
+    @property
+    def _distills(self) -> tuple[bool, bool]:
+        """Whether the auxiliary spaces, and whether the features, are teachers."""
+        return self.distill_weight > 0 and len(self.aux_sizes) > 0, self.feature_weight > 0
+
+    def _gather(
+        self, batch: S2SDEmbeddings, labels: torch.Tensor | None, ref: S2SDEmbeddings, arguments: dict[str, Any]
+    ) -> Everyone | None:
+        """The batch of all processes, where anything is computed on it."""
+        aux, features = self._distills
+        if not (aux or features or any(isinstance(loss, DistributedLossWrapper) for loss in self._losses)):
+            return None
+        return Everyone(batch, labels, ref, arguments, self._losses, aux=aux, features=features)
 
     def _check_input(
         self,
@@ -248,22 +282,7 @@ def _by_space(modules: Sequence[nn.Module | None]) -> nn.ModuleDict:
     return named
 
 
-def _objective(
-    loss: nn.Module,
-    miner: nn.Module | None,
-    x: torch.Tensor,
-    labels: torch.Tensor | None,
-    ref: torch.Tensor | None,
-    arguments: dict[str, Any],
-) -> torch.Tensor:
-    """L(x), on the tuples that the miner finds in x, where there is one.
-
-    Only what was given is passed on: PML's wrappers do not all take the same arguments.
-    """
-    if ref is not None:
-        arguments = {**arguments, "ref_emb": ref}
-    if miner is not None:
-        arguments = {**arguments, "indices_tuple": miner(x, labels, ref, arguments.get("ref_labels"))}
-    value = loss(x, **arguments) if labels is None else loss(x, labels, **arguments)
-    check_scalar(loss, value)
-    return value
+def _space(D: Similarity, x: torch.Tensor, ref: torch.Tensor | None, own: slice | None) -> Space:
+    """A teacher or the student: the rows of x (all, or `own` of them) compared with ref, or with all of x."""
+    x = D.prepare(x)
+    return Space(x if own is None else x[own], x if ref is None else D.prepare(ref))

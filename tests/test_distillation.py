@@ -1,20 +1,37 @@
 """Similarities and KL: against the plain formula, laws that hold, numbers at the edges."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from formula import kl
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pytorch_metric_learning.distances import CosineSimilarity
+from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance, SNRDistance
 
-from pml_s2sd.distillation import divergence, mean_divergence, row_log_probs, similarity
+from pml_s2sd import distillation
+from pml_s2sd.distillation import Space, mean_divergences
+from pml_s2sd.similarity import Similarity
 
-cosine = CosineSimilarity()
+cosine = Similarity(CosineSimilarity())
+
+
+def space(x, ref=None, D=cosine):
+    x = D.prepare(x)
+    return Space(x, x if ref is None else D.prepare(ref))
 
 
 def distil(student, teacher, temperature, student_ref=None, teacher_ref=None):
-    log_probs = row_log_probs(similarity(cosine, student, student_ref), temperature)
-    return divergence(log_probs, similarity(cosine, teacher, teacher_ref), temperature)
+    return mean_divergences(cosine, space(student, student_ref), [[space(teacher, teacher_ref)]], temperature)[0]
+
+
+@pytest.fixture
+def in_blocks(monkeypatch):
+    """Every matrix is handled in blocks, of about seven entries."""
+    monkeypatch.setattr(distillation, "PLAIN_ENTRIES", 0)
+    monkeypatch.setattr(distillation, "BLOCK_ENTRIES", 7)
 
 
 def random_batch(rows, columns, seed, dtype=torch.float64):
@@ -56,24 +73,99 @@ def test_laws(B, d, T, seed, scale):
     torch.testing.assert_close(distil(z[order], t[order], T), value, rtol=1e-9, atol=1e-12)
 
 
-def test_mean_over_teachers():
+def test_mean_over_the_teachers_of_each_group():
     z, teachers = random_batch(6, 3, 0), [random_batch(6, d, d) for d in (4, 5, 6)]
-    log_probs = row_log_probs(similarity(cosine, z), 0.5)
-    found = mean_divergence(log_probs, [similarity(cosine, t) for t in teachers], 0.5)
-    torch.testing.assert_close(found, sum(kl(z, t, 0.5) for t in teachers) / 3, rtol=1e-10, atol=0)
+    groups = [[space(t) for t in teachers], [space(teachers[1])]]
+    found = mean_divergences(cosine, space(z), groups, 0.5)
+    expected = [sum(kl(z, t, 0.5) for t in teachers) / 3, kl(z, teachers[1], 0.5)]
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+
+
+DISTANCES = {
+    "cosine": CosineSimilarity(),
+    "dot product": DotProductSimilarity(normalize_embeddings=False),
+    "Lp": LpDistance(power=2),
+    "SNR": SNRDistance(),
+}
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("R", [None, 3, 9])
+@pytest.mark.parametrize("teachers_sizes", [[[4]], [[4, 5], [6]]], ids=["one group", "two groups"])
+def test_blocks_give_the_plain_value_and_gradient(distance, R, teachers_sizes, in_blocks, monkeypatch):
+    D = Similarity(DISTANCES[distance])
+    samples = [random_batch(8, d, d) for d in (3, 4, 5, 6)]
+    refs = [None if R is None else random_batch(R, d, 10 + d) for d in (3, 4, 5, 6)]
+
+    def values_and_gradients():
+        z = samples[0].clone().requires_grad_()
+        z_ref = None if R is None else refs[0].clone().requires_grad_()
+        groups = [[space(samples[d - 3], refs[d - 3], D) for d in sizes] for sizes in teachers_sizes]
+        values = mean_divergences(D, space(z, z_ref, D), groups, 0.3)
+        inputs = [z] if R is None else [z, z_ref]
+        weighted = sum((k + 2) * value for k, value in enumerate(values))
+        return values, torch.autograd.grad(weighted, inputs)
+
+    found = values_and_gradients()
+    monkeypatch.setattr(distillation, "PLAIN_ENTRIES", 1000)
+    torch.testing.assert_close(found, values_and_gradients(), rtol=1e-9, atol=1e-12)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows, columns, columns, temperatures, seeds)
+def test_blocks_equal_the_plain_formula(in_blocks, B, d, d_t, T, seed):
+    z, t = random_batch(B, d, seed).requires_grad_(), random_batch(B, d_t, seed + 1)
+    found, expected = distil(z, t, T), kl(z, t, T)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    gradients = [torch.autograd.grad(value, z)[0] for value in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-7, atol=1e-10)
+
+
+def test_blocks_without_gradient(in_blocks):
+    z, t = random_batch(6, 3, 0), random_batch(6, 4, 1)
+    torch.testing.assert_close(distil(z, t, 0.5), kl(z, t, 0.5))
+    with torch.no_grad():
+        assert not distil(z.requires_grad_(), t, 0.5).requires_grad
+
+
+def test_blocks_under_autocast_in_a_compiled_step_and_with_nan(in_blocks):
+    z, t = random_batch(6, 3, 0, torch.float32).requires_grad_(), random_batch(6, 4, 1, torch.float32)
+    expected = kl(z.double(), t.double(), 0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(distil(z, t, 0.5), expected.float(), rtol=1e-4, atol=1e-6)
+    compiled = torch.compile(distil, backend="aot_eager")
+    torch.testing.assert_close(compiled(z, t, 0.5), expected.float(), rtol=1e-4, atol=1e-6)
+    t[2, 1] = torch.nan
+    assert torch.isnan(distil(z, t, 0.5))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_a_large_batch_grows_with_b_and_not_with_its_square():
+    """Peak memory of processes of their own, above that of a process that only makes the batch."""
+    script = Path(__file__).parent / "distillation_memory.py"
+
+    def mebibytes(rows):
+        done = subprocess.run([sys.executable, script, str(rows)], capture_output=True, text=True, check=True)
+        return float(done.stdout)
+
+    assert 2 * 4 * 8192**2 / 2**20 == 512  # two of the plain computation's matrices; it holds more than ten
+    smaller, larger = mebibytes(4096), mebibytes(8192)
+    assert larger < 400
+    assert larger < 3 * smaller
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32_under_autocast_too(dtype):
     x = random_batch(8, 4, 0, dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = similarity(cosine, x)
+        found = cosine(*space(x))
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, similarity(cosine, x.float()))
+    torch.testing.assert_close(found, cosine(*space(x.float())))
 
 
 def test_float64_stays_float64():
-    assert similarity(cosine, random_batch(3, 2, 0)).dtype == torch.float64
+    assert cosine(*space(random_batch(3, 2, 0))).dtype == torch.float64
 
 
 @pytest.mark.parametrize(
