@@ -42,6 +42,12 @@ class S2SDLoss(nn.Module):
     Always the outermost loss; PML's wrappers go inside. In eval mode it is L(z) alone, and takes a
     plain tensor: a validation loss.
 
+    On several processes (torch.distributed) the distillation, and an objective in PML's
+    `DistributedLossWrapper`, are computed on the samples of all, which every process's call
+    gathers; in training mode all processes have to call it. The average of the gradients over
+    processes, which DistributedDataParallel makes, is then the gradient of one process on the
+    whole batch; the value is this process's part, and its average that of the whole batch.
+
     Args:
         loss: L, any PML objective, or a callable ``embedding_size -> objective``. The base space
             uses the instance given; each auxiliary space gets one of its own, rebuilt for its
@@ -73,7 +79,7 @@ class S2SDLoss(nn.Module):
         A scalar.
 
     Attributes:
-        terms: of the last training call, detached scalars: ``base`` L(z), ``aux`` (1/m) Σ L(a_i),
+        terms: of the last training call, of this process, detached scalars: ``base`` L(z), ``aux`` (1/m) Σ L(a_i),
             ``distill`` (1/m) Σ KL(D^z, D^{a_i}), ``feature`` KL(D^z, D^φ); unweighted, 0 where a
             term is absent, switched off or not started. ``.item()`` them when you log, not before.
         calls: the number of training calls so far, part of the state_dict.
