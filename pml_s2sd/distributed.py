@@ -101,6 +101,8 @@ class _IntoOwnRows(torch.autograd.Function):
 class Everyone:
     """A step's batch, and its references, of all processes.
 
+    torch.compile does not trace into it: it talks to other processes.
+
     Args:
         batch, ref: this process's samples and references; the latter's tensors None where there are none.
         labels, arguments: what else the objectives are called with.
@@ -108,6 +110,7 @@ class Everyone:
         aux, features: whether these are needed for distillation.
     """
 
+    @torch.compiler.disable
     def __init__(
         self,
         batch: S2SDEmbeddings,
@@ -144,6 +147,7 @@ class Everyone:
     def _ordered(self, gathered: torch.Tensor, gathering: Gathering) -> torch.Tensor:
         return gathering.own_first(gathered) if self.own_first else gathered
 
+    @torch.compiler.disable
     def objective(
         self, loss: DistributedLossWrapper, miner: nn.Module | None, own: SpaceBatch, space: int
     ) -> torch.Tensor:
@@ -182,6 +186,7 @@ class Everyone:
         # Also where this process has no pair: every process has to take part in summing the gradient.
         return self.gathering.share * value + ref[:0].sum()
 
+    @torch.compiler.disable
     def compared(self) -> tuple[S2SDEmbeddings, S2SDEmbeddings, slice | None]:
         """What distillation compares: samples, references (or none), and which of the samples are this process's."""
         batch, ref = self.own

@@ -39,6 +39,7 @@ class Case(NamedTuple):
     enqueue_mask: bool = False
     ddp_loss: bool = False
     sorted_labels: bool = False
+    compiled: bool = False
 
 
 class LowLabelsMiner(miners.BaseMiner):
@@ -74,6 +75,7 @@ CASES = {
     "efficient, references": Case(multi_similarity, efficient=True, ref=True),
     "efficient, no pairs on some": Case(multi_similarity, efficient=True, miner=LowLabelsMiner, sorted_labels=True),
     "references": Case(losses.ContrastiveLoss, ref=True, uneven=True),
+    "compiled loss": Case(multi_similarity, compiled=True, uneven=True),
     "memory": Case(memory),
     "memory, uneven": Case(memory, uneven=True),
     "memory, enqueue_mask": Case(memory, enqueue_mask=True, uneven=True),
@@ -135,6 +137,7 @@ def batch(case: Case, step: int) -> dict[str, torch.Tensor]:
 
 def train(run: Run, case: Case, rows: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """A few steps without an optimizer, so that memories fill; the gradients and terms of the last one are kept."""
+    call = torch.compile(run.loss_func, backend="aot_eager") if case.compiled else run.loss_func
     for step in range(STEPS):
         run.embedder.zero_grad()
         run.loss_func.zero_grad()
@@ -151,7 +154,7 @@ def train(run: Run, case: Case, rows: slice) -> tuple[torch.Tensor, dict[str, to
         embeddings = both[:samples]
         if run.miner is not None:
             arguments["indices_tuple"] = run.miner(embeddings, part["labels"])
-        loss = run.loss_func(embeddings, part["labels"], **arguments)
+        loss = call(embeddings, part["labels"], **arguments)
         loss.backward()
     loss_func = run.loss_func.module if case.ddp_loss and dist.is_initialized() else run.loss_func
     return loss.detach(), loss_func.terms
