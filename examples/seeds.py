@@ -2,8 +2,8 @@
 
     python examples/seeds.py --name demo --seeds 0 1 2 3 4          # further options as train.py's
 
-Each seed is a run of its own, RUNS/NAME-seed0 and so on; a finished run with the same settings and versions is not
-repeated. Writes RUNS/NAME-seeds.md.
+Each seed is a run of its own, RUNS/NAME-seed0 and so on. Of runs with the same settings and versions, a finished one is
+not repeated, and one that was cut short goes on. Writes RUNS/NAME-seeds.md.
 """
 
 from __future__ import annotations
@@ -15,18 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from results import METRICS, markdown_table, write_text
-from train import describe, parse_arguments, run
+from train import describe, parse_arguments, run, stoppable
 
 
-def finished_run(settings: argparse.Namespace) -> dict[str, Any] | None:
-    """The results of an earlier run, where it is whole and was made with the same settings and versions."""
+def earlier_run(settings: argparse.Namespace) -> dict[str, Any] | None:
+    """The results, so far, of an earlier run with the same settings and versions."""
     try:
         found = json.loads((settings.runs / settings.name / "metrics.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    same = all(found.get(part) == value for part, value in describe(settings).items())
-    whole = all("train_seconds" in found.get("models", {}).get(variant, {}) for variant in settings.variants)
-    return found if same and whole else None
+    return found if all(found.get(part) == value for part, value in describe(settings).items()) else None
+
+
+def results_of(settings: argparse.Namespace) -> dict[str, Any]:
+    """Those of an earlier run, as far as it came, and the rest of it."""
+    earlier = earlier_run(settings)
+    if earlier and all("train_seconds" in earlier["models"].get(variant, {}) for variant in settings.variants):
+        return earlier
+    settings.resume = earlier is not None
+    return run(settings)
 
 
 def summarize(runs: dict[int, dict[str, Any]], variants: list[str]) -> str:
@@ -59,7 +66,8 @@ def main() -> None:
     runs = {}
     for seed in own.seeds:
         settings = parse_arguments([*rest, "--seed", str(seed), "--name", f"{base.name}-seed{seed}"])
-        runs[seed] = finished_run(settings) or run(settings)
+        with stoppable("the same command goes on"):
+            runs[seed] = results_of(settings)
     table = summarize(runs, base.variants)
     print("\n" + table)
     write_text(Path(base.runs) / f"{base.name}-seeds.md", table + "\n")

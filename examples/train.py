@@ -4,7 +4,10 @@
     python examples/train.py --name mine --images FOLDER       # images of yours: FOLDER/class/name.png
     python examples/train.py --help
 
-Writes runs/NAME/: metrics.json, curves.png, retrieval.png.
+    python examples/train.py --name demo --resume              # go on with a run that was cut short
+
+Writes runs/NAME/: metrics.json, curves.png, retrieval.png, and for every model VARIANT.pt (the deployed weights) and
+VARIANT.checkpoint (from which --resume goes on, exactly; written at the end of every epoch).
 """
 
 from __future__ import annotations
@@ -14,13 +17,24 @@ import contextlib
 import io
 import platform
 import statistics
+import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from checkpoints import (
+    BrokenCheckpointError,
+    load_checkpoint,
+    random_states,
+    remove_checkpoints,
+    restore_random_states,
+    save_checkpoint,
+    save_whole,
+)
 from images import EMOJI_SIDE, EmojiDataset, ImageFolderDataset, make_augmentation
 from network import SmallResNet
 from pictures import draw_curves, draw_retrieval
@@ -80,7 +94,10 @@ def build(settings: argparse.Namespace, variant: str, classes: int) -> tuple[nn.
 
 
 def train(settings: argparse.Namespace, variant: str, train_set: Dataset, test_set: Dataset, save: Any) -> nn.Module:
-    """Train one variant; `save(record)` is called with its figures after every epoch. Returns the deployed model."""
+    """Train one variant; `save(record)` is called with its figures after every epoch. Returns the deployed model.
+
+    With settings.resume it goes on after the last epoch of which there is a checkpoint, as if it had not been stopped.
+    """
     device = torch.device(settings.device)
     model, loss_func, miner = build(settings, variant, classes=len(train_set.names))
     # channels_last: the same numbers, and a third less time on a CPU
@@ -98,8 +115,23 @@ def train(settings: argparse.Namespace, variant: str, train_set: Dataset, test_s
 
     record: dict[str, Any] = {"epochs": []}
     seed_everything(settings.seed)  # the same batches and augmentations for every variant
-    with tqdm(total=settings.epochs * len(loader), desc=variant, unit="step") as progress:
-        for epoch in range(1, settings.epochs + 1):
+
+    checkpoint_path = settings.runs / settings.name / f"{variant}.checkpoint"
+    stateful = {"model": model, "loss_func": loss_func, "optimizer": optimizer, "schedule": schedule}
+    checkpoint = load_checkpoint(checkpoint_path) if settings.resume else None
+    if checkpoint is not None:
+        check_same_settings(checkpoint_path, checkpoint["made_with"], describe(settings))
+        for name, part in stateful.items():
+            part.load_state_dict(checkpoint[name])
+        sampler.labels = checkpoint["order_of_classes"]
+        restore_random_states(checkpoint["random_states"])
+        record = checkpoint["record"]
+        save(record)
+
+    done = len(record["epochs"])
+    steps = settings.epochs * len(loader)
+    with tqdm(total=steps, initial=done * len(loader), desc=variant, unit="step") as progress:
+        for epoch in range(done + 1, settings.epochs + 1):
             model.train()
             loss_func.train()
             started = time.perf_counter()
@@ -129,6 +161,9 @@ def train(settings: argparse.Namespace, variant: str, train_set: Dataset, test_s
             figures.update(evaluate(model, test_set, device))
             record["epochs"].append({"epoch": epoch, **figures})
             save(record)
+            state = {name: part.state_dict() for name, part in stateful.items()}
+            state |= {"record": record, "made_with": describe(settings), "random_states": random_states()}
+            save_checkpoint(checkpoint_path, {**state, "order_of_classes": [int(label) for label in sampler.labels]})
             progress.set_postfix(loss=f"{figures['loss']:.3f}", R1=f"{100 * figures['precision_at_1']:.1f}")
 
     trunk, embedder = model
@@ -204,10 +239,22 @@ def load_data(settings: argparse.Namespace) -> tuple[Dataset, Dataset]:
 def describe(settings: argparse.Namespace) -> dict[str, Any]:
     """What decides a run's figures: its settings and the versions of what it runs on."""
     packages = ("pml-s2sd", "pytorch-metric-learning", "torch", "numpy", "faiss-cpu", "kornia")
+    chosen = {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()}
     return {
-        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()},
+        "settings": {name: value for name, value in chosen.items() if name != "resume"},
         "versions": {name: version(name) for name in packages},
     }
+
+
+def check_same_settings(path: Path, made_with: dict[str, Any], now: dict[str, Any]) -> None:
+    for part in now:
+        for name in {**made_with[part], **now[part]}:
+            then, value = made_with[part].get(name), now[part].get(name)
+            if then != value:
+                raise SystemExit(
+                    f"train.py: {path} was made with {name} = {then}, this run has {value}; give the same to go on "
+                    "with it, or leave out --resume to start again"
+                )
 
 
 def run(settings: argparse.Namespace) -> dict[str, Any]:
@@ -217,6 +264,8 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
     train_set, test_set = load_data(settings)
     folder = settings.runs / settings.name
     folder.mkdir(parents=True, exist_ok=True)
+    if not settings.resume:
+        remove_checkpoints(folder)
     results: dict[str, Any] = {
         **describe(settings),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
@@ -237,6 +286,7 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
             write_json(folder / "metrics.json", results)
 
         deployed[variant] = train(settings, variant, train_set, test_set, save)
+        save_whole(folder / f"{variant}.pt", deployed[variant].state_dict())
 
     side = settings.image_size if settings.images else EMOJI_SIDE
     device = torch.device(settings.device)
@@ -253,6 +303,18 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
         {name: embed(model, test_set, device) for name, model in deployed.items()}, test_set, folder / "retrieval.png"
     )
     return results
+
+
+@contextlib.contextmanager
+def stoppable(how_to_go_on: str) -> Iterator[None]:
+    """Ctrl-C, and a checkpoint that cannot be read, end the script with a sentence."""
+    try:
+        yield
+    except BrokenCheckpointError as error:
+        raise SystemExit(str(error)) from error
+    except KeyboardInterrupt:
+        print(f"\nStopped; {how_to_go_on}.", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -303,6 +365,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--workers", type=int, default=0, help="processes that load images (default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU where there is one")
     add("--threads", type=int, help="CPU threads (default: torch's choice)")
+    add("--resume", action="store_true", help="go on with the run of this name where it was cut short")
     settings = parser.parse_args(arguments)
     if settings.epochs < 1:
         parser.error(f"--epochs must be at least 1, got {settings.epochs}")
@@ -311,9 +374,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     settings = parse_arguments()
-    results = run(settings)
+    with stoppable(f"the same command with --resume goes on with {settings.runs / settings.name}"):
+        results = run(settings)
     print_table(results["models"])
-    print(f"\nWritten to {settings.runs / settings.name}: metrics.json, curves.png, retrieval.png")
+    print(f"\nWritten to {settings.runs / settings.name}: metrics.json, curves.png, retrieval.png, VARIANT.pt")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from images import EMOJI_FOLDER, EmojiDataset, ImageFolderDataset, make_augmenta
 from network import SmallResNet
 from PIL import Image
 from results import METRICS, print_table, write_json
-from seeds import finished_run, mean_and_deviation, summarize
+from seeds import earlier_run, mean_and_deviation, results_of, summarize
 from train import OBJECTIVES, build, describe, evaluate, parse_arguments
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -235,17 +235,16 @@ def test_tables(capsys):
     assert mean_and_deviation([2.0]) == "2.0 ± 0.0"
 
 
-def test_a_run_of_other_settings_is_not_taken_for_finished(tmp_path):
+def test_a_run_of_other_settings_is_not_taken_for_an_earlier_one(tmp_path):
     own = ["--runs", str(tmp_path), "--name", "a", "--variants", "baseline", "msd"]
     settings = parse_arguments(own)
-    assert finished_run(settings) is None
+    assert earlier_run(settings) is None
     (tmp_path / "a").mkdir()
     other = parse_arguments([*own, "--lr", "0.5"])
     write_json(tmp_path / "a" / "metrics.json", {**describe(other), "models": MODELS})
-    assert finished_run(settings) is None
+    assert earlier_run(settings) is None
     write_json(tmp_path / "a" / "metrics.json", {**describe(settings), "models": MODELS})
-    assert finished_run(settings)["models"] == MODELS
-    write_json(tmp_path / "a" / "metrics.json", {**describe(settings), "models": {"msdfa": {"epochs": []}}})
-    assert finished_run(settings) is None
+    assert earlier_run(settings)["models"] == MODELS
+    assert results_of(settings)["models"] == MODELS  # whole: not run again
     (tmp_path / "a" / "metrics.json").write_text('{"settings": {"lr": 0.0')  # cut short
-    assert finished_run(settings) is None
+    assert earlier_run(settings) is None
