@@ -19,7 +19,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from pml_s2sd import S2SDLoss, s2sd
+from pml_s2sd import S2SDEmbedder, s2sd
 from pml_s2sd.embedder import Embedder
 
 # name -> (embedding_size, number of training classes) -> (objective, miner)
@@ -67,12 +67,20 @@ OBJECTIVES = {
 VARIANTS = ("baseline", "dsd", "msd", "msdf", "msdfa")
 
 
-def build(settings: argparse.Namespace, variant: str, classes: int) -> tuple[nn.Module, nn.Module, nn.Module | None]:
-    """(model, loss_func, miner) of one variant; everything that two variants share is initialised alike."""
+def build(
+    settings: argparse.Namespace,
+    variant: str,
+    classes: int,
+    wrap: Callable = lambda objective, miner: (objective, miner),
+) -> tuple[nn.Module, nn.Module, nn.Module | None]:
+    """(model, loss_func, miner) of one variant; everything that two variants share is initialised alike.
+
+    `wrap` puts the objective and its miner into wrappers of PML's.
+    """
     seed_everything(settings.seed)
     trunk = SmallResNet()
     d = settings.embedding_size
-    objective, miner = OBJECTIVES[settings.objective](d, classes)
+    objective, miner = wrap(*OBJECTIVES[settings.objective](d, classes))
     if variant == "baseline":
         return nn.Sequential(trunk, Embedder(trunk.out_channels, d)), objective, miner
 
@@ -107,11 +115,7 @@ def train(settings: argparse.Namespace, variant: str, train_set: Dataset, test_s
 
     sampler = MPerClassSampler(train_set.labels, settings.per_class, settings.batch_size, len(train_set))
     loader = DataLoader(train_set, settings.batch_size, sampler=sampler, num_workers=settings.workers, drop_last=True)
-    parameter_groups = [{"params": model.parameters()}]
-    if any(True for _ in loss_func.parameters()):  # proxies want a higher learning rate
-        parameter_groups.append({"params": loss_func.parameters(), "lr": settings.loss_lr})
-    optimizer = torch.optim.Adam(parameter_groups, lr=settings.lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=settings.epochs * len(loader))
+    optimizer, schedule = make_optimizer(settings, model, loss_func, steps=settings.epochs * len(loader))
 
     record: dict[str, Any] = {"epochs": []}
     seed_everything(settings.seed)  # the same batches and augmentations for every variant
@@ -132,28 +136,7 @@ def train(settings: argparse.Namespace, variant: str, train_set: Dataset, test_s
     steps = settings.epochs * len(loader)
     with tqdm(total=steps, initial=done * len(loader), desc=variant, unit="step") as progress:
         for epoch in range(done + 1, settings.epochs + 1):
-            model.train()
-            loss_func.train()
-            started = time.perf_counter()
-            losses_of_epoch = []
-            for images, labels in loader:
-                images = augment(images.to(device)).contiguous(memory_format=torch.channels_last)
-                labels = labels.to(device)
-
-                embeddings = model(images)
-                tuples = miner(embeddings, labels) if miner is not None else None
-                loss = loss_func(embeddings, labels, tuples)
-
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                losses_of_epoch.append({"loss": loss.detach(), **getattr(loss_func, "terms", {})})
-                progress.update()
-            figures = {
-                name: torch.stack([step[name] for step in losses_of_epoch]).mean().item() for name in losses_of_epoch[0]
-            }
-            figures["train_seconds"] = time.perf_counter() - started
+            figures = train_epoch(model, loss_func, miner, loader, augment, optimizer, schedule, progress)
             if not np.isfinite(figures["loss"]):
                 raise SystemExit(
                     f"{variant}: the loss is {figures['loss']} in epoch {epoch}; try a smaller --lr or --distill-weight"
@@ -166,27 +149,79 @@ def train(settings: argparse.Namespace, variant: str, train_set: Dataset, test_s
             save_checkpoint(checkpoint_path, {**state, "order_of_classes": [int(label) for label in sampler.labels]})
             progress.set_postfix(loss=f"{figures['loss']:.3f}", R1=f"{100 * figures['precision_at_1']:.1f}")
 
-    trunk, embedder = model
-    return nn.Sequential(trunk, embedder.deploy() if isinstance(loss_func, S2SDLoss) else embedder).eval()
+    return deploy(model)
+
+
+def make_optimizer(settings: argparse.Namespace, model: nn.Module, loss_func: nn.Module, steps: int) -> tuple[Any, Any]:
+    """Adam with cosine decay; an objective's own parameters, such as proxies, want a higher learning rate."""
+    parameter_groups = [{"params": model.parameters()}]
+    if any(True for _ in loss_func.parameters()):
+        parameter_groups.append({"params": loss_func.parameters(), "lr": settings.loss_lr})
+    optimizer = torch.optim.Adam(parameter_groups, lr=settings.lr)
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+
+
+def train_epoch(
+    model: nn.Module,
+    loss_func: nn.Module,
+    miner: nn.Module | None,
+    loader: DataLoader,
+    augment: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: Any,
+    progress: tqdm,
+) -> dict[str, float]:
+    """One epoch; returns the means of the loss and of its terms, and the seconds it took."""
+    device = next(model.parameters()).device
+    model.train()
+    loss_func.train()
+    started = time.perf_counter()
+    losses_of_epoch = []
+    for images, labels in loader:
+        images = augment(images.to(device)).contiguous(memory_format=torch.channels_last)
+        labels = labels.to(device)
+
+        embeddings = model(images)
+        tuples = miner(embeddings, labels) if miner is not None else None
+        loss = loss_func(embeddings, labels, tuples)
+
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses_of_epoch.append({"loss": loss.detach(), **getattr(loss_func, "terms", {})})
+        progress.update()
+    figures = {name: torch.stack([step[name] for step in losses_of_epoch]).mean().item() for name in losses_of_epoch[0]}
+    return {**figures, "train_seconds": time.perf_counter() - started}
 
 
 def evaluate(model: nn.Module, test_set: Dataset, device: torch.device) -> dict[str, float]:
     """PML's accuracies on classes that were not trained on: every image is a query, all others its gallery."""
     trunk, embedder = model
-    calculator = AccuracyCalculator(include=tuple(METRICS), k="max_bin_count", device=torch.device("cpu"))
     tester = GlobalEmbeddingSpaceTester(
-        batch_size=512, dataloader_num_workers=0, data_device=device, accuracy_calculator=calculator
+        batch_size=512, dataloader_num_workers=0, data_device=device, accuracy_calculator=make_calculator()
     )
     with contextlib.redirect_stderr(io.StringIO()):  # the tester's own progress bar, once an epoch
         accuracies = tester.test({"test": test_set}, epoch=0, trunk_model=trunk, embedder_model=embedder)
     return {metric: float(accuracies["test"][f"{metric}_level0"]) for metric in METRICS}
 
 
-def embed(model: nn.Module, test_set: Dataset, device: torch.device) -> torch.Tensor:
-    """Normalised embeddings of a data set, (N, d), by PML's tester."""
+def make_calculator() -> AccuracyCalculator:
+    return AccuracyCalculator(include=tuple(METRICS), k="max_bin_count", device=torch.device("cpu"))
+
+
+def embed(model: nn.Module, test_set: Dataset, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalised embeddings of a data set, (N, d), and labels, (N, 1), by PML's tester."""
     tester = GlobalEmbeddingSpaceTester(batch_size=512, dataloader_num_workers=0, data_device=device)
     with contextlib.redirect_stderr(io.StringIO()):
-        return tester.get_all_embeddings(test_set, *model)[0].cpu()
+        embeddings, labels = tester.get_all_embeddings(test_set, *model)
+    return embeddings.cpu(), labels.cpu()
+
+
+def deploy(model: nn.Module) -> nn.Module:
+    """The trained model as it is used: the base head alone, in eval mode."""
+    trunk, embedder = model
+    return nn.Sequential(trunk, embedder.deploy() if isinstance(embedder, S2SDEmbedder) else embedder).eval()
 
 
 def measure_latency(
@@ -300,7 +335,9 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
     write_json(folder / "metrics.json", results)
     draw_curves(results["models"], folder / "curves.png")
     draw_retrieval(
-        {name: embed(model, test_set, device) for name, model in deployed.items()}, test_set, folder / "retrieval.png"
+        {name: embed(model, test_set, device)[0] for name, model in deployed.items()},
+        test_set,
+        folder / "retrieval.png",
     )
     return results
 
