@@ -1,0 +1,109 @@
+"""torch.compile: the distillation, and whole training steps, in one graph, not compiled again as calls are counted."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from plain_objective import BatchContrastive
+from pytorch_metric_learning import losses, miners
+from pytorch_metric_learning.distances import CosineSimilarity
+
+from pml_s2sd import s2sd
+from pml_s2sd.distillation import Space, mean_divergences
+from pml_s2sd.similarity import Similarity
+
+LABELS = torch.arange(12) // 2
+
+
+@pytest.fixture(autouse=True)
+def forget_what_was_compiled():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+def training_step(make_objective, variant="MSDF", **options):
+    torch.manual_seed(0)
+    delay = {"feature_delay": 2} if "F" in variant else {}
+    sizes = (6,) if variant == "DSD" else (6, 10)
+    embedder, loss_func = s2sd(
+        make_objective(), 16, 4, variant, aux_sizes=sizes, distill_weight=3.0, **delay, **options
+    )
+    features = torch.randn((12, 16, 3, 3) if variant == "MSDFA" else (12, 16))
+
+    def step(features, labels):
+        return loss_func(embedder(features), labels)
+
+    return step, features, [*embedder.parameters(), *loss_func.parameters()]
+
+
+def losses_and_gradients(step, features, parameters, times=4):
+    values = []
+    for _ in range(times):
+        for parameter in parameters:
+            parameter.grad = None
+        value = step(features, LABELS)
+        value.backward()
+        values.append(value.detach())
+    return values, [parameter.grad for parameter in parameters]
+
+
+@pytest.mark.parametrize("variant", ["DSD", "MSD", "MSDF", "MSDFA"])
+def test_a_whole_step_is_one_graph_for_all_calls(variant):
+    eager = losses_and_gradients(*training_step(BatchContrastive, variant))
+    step, *rest = training_step(BatchContrastive, variant)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled = losses_and_gradients(torch.compile(step, backend="aot_eager", fullgraph=True), *rest)
+    torch.testing.assert_close(compiled, eager)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    if "F" in variant:  # feature distillation started on the way
+        assert compiled[0][2] > compiled[0][1]
+
+
+def test_distillation_is_one_graph():
+    D = Similarity(CosineSimilarity())
+
+    def distil(z, t):
+        z, t = D.prepare(z), D.prepare(t)
+        return mean_divergences(D, Space(z, z), [[Space(t, t)]], 0.5)[0]
+
+    z, t = torch.randn(8, 3, requires_grad=True), torch.randn(8, 5)
+    compiled = torch.compile(distil, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(z, t), distil(z, t))
+    torch.testing.assert_close(*(torch.autograd.grad(f(z, t), z) for f in (compiled, distil)))
+
+
+# where PML itself breaks the graph: where it counts pairs, or decides on values
+COUNTS_PAIRS, DECIDES = "loss_and_miner_utils.py", "generic_pair_loss.py"
+PML_OBJECTIVES = {
+    "MultiSimilarityLoss": (losses.MultiSimilarityLoss, {COUNTS_PAIRS, DECIDES}),
+    "MultiSimilarityLoss, mined": (losses.MultiSimilarityLoss, {COUNTS_PAIRS, DECIDES, "multi_similarity_miner.py"}),
+    "ContrastiveLoss": (losses.ContrastiveLoss, {COUNTS_PAIRS, "threshold_reducer.py"}),
+    "ProxyAnchorLoss": (lambda: losses.ProxyAnchorLoss(6, 4), {"proxy_anchor_loss.py", "divisor_reducer.py"}),
+}
+
+
+@pytest.mark.parametrize("name", PML_OBJECTIVES)
+def test_with_pml_objectives_every_graph_break_is_pmls(name):
+    make, breaks_of_pml = PML_OBJECTIVES[name]
+    options = {"miner": miners.MultiSimilarityMiner()} if "mined" in name else {}
+    step, features, _ = training_step(make, **options)
+    explained = torch._dynamo.explain(step)(features, LABELS)
+    places = [Path(break_.user_stack[-1].filename) for break_ in explained.break_reasons]
+    assert {place.name for place in places if "pytorch_metric_learning" in place.parts} == breaks_of_pml
+    assert [place for place in places if "pytorch_metric_learning" not in place.parts] == []
+
+    torch._dynamo.reset()
+    eager = losses_and_gradients(*training_step(make, **options))
+    step, *rest = training_step(make, **options)
+    compiled = losses_and_gradients(torch.compile(step, backend="aot_eager"), *rest)
+    torch.testing.assert_close(compiled, eager)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_inductor_gives_the_eager_values():
+    eager = losses_and_gradients(*training_step(BatchContrastive))
+    step, *rest = training_step(BatchContrastive)
+    compiled = losses_and_gradients(torch.compile(step, fullgraph=True), *rest)
+    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
