@@ -97,6 +97,8 @@ def check_labels(name: str, labels: Any, of: str, batch: S2SDEmbeddings | torch.
         raise ValueError(
             f"{name} must have shape ({batch.shape[0]},), one for each of the {of}, got {tuple(labels.shape)}"
         )
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"{name} must be of an integer dtype, got {labels.dtype}; number the classes, or use .long()")
 
 
 def check_scalar(objective: torch.nn.Module, value: Any) -> None:

@@ -65,7 +65,7 @@ class S2SDLoss(nn.Module):
 
     Inputs (``loss_func(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``):
         embeddings: `S2SDEmbeddings` of a batch of B ≥ 1 samples; in eval mode also a tensor (B, d).
-        labels: (B,), integer; may be left out where the objective does without.
+        labels: (B,), of any integer dtype; may be left out where the objective does without.
         indices_tuple: tuples of a PML miner, used in every space. Not together with `miner`.
         ref_emb: `S2SDEmbeddings` of R references; each space compares with its own, and D becomes
             query × reference, (B, R), every entry included, as the diagonal is without references:
@@ -155,6 +155,10 @@ class S2SDLoss(nn.Module):
         **objective_args: Any,
     ) -> torch.Tensor:
         self._check_input(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        # PML takes a batch that is its own reference from labels and ref_labels being one tensor.
+        own_references = ref_labels is labels
+        labels = None if labels is None else labels.long()
+        ref_labels = labels if own_references else (None if ref_labels is None else ref_labels.long())
         arguments = {"indices_tuple": indices_tuple, "ref_labels": ref_labels, **objective_args}
         arguments = {name: value for name, value in arguments.items() if value is not None}
 

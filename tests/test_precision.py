@@ -1,0 +1,163 @@
+"""Half precision, double precision, and embeddings at the edges of what a number holds."""
+
+import copy
+
+import pytest
+import torch
+from formula import s2sd as s2sd_formula
+from pytorch_metric_learning import losses
+from pytorch_metric_learning.distances import CosineSimilarity
+
+from pml_s2sd import S2SDEmbeddings, S2SDLoss, s2sd
+from pml_s2sd.similarity import Similarity
+
+B, F, d, AUX = 12, 16, 4, (6, 10)
+LABELS = torch.arange(B) // 2
+OPTIONS = {"distill_weight": 3.0, "temperature": 0.5, "feature_weight": 2.0, "feature_delay": 0}
+# A linear layer's output carries a relative error of about 2^-8 (bfloat16: 8 bits) or 2^-11 (float16: 11 bits).
+TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.004}
+
+
+def contrastive():
+    """On cosines: PML's default, LpDistance, has no bfloat16 on CPUs."""
+    return losses.ContrastiveLoss(pos_margin=1, neg_margin=0, distance=CosineSimilarity())
+
+
+def made(dtype=torch.float32):
+    torch.manual_seed(0)
+    embedder, loss_func = s2sd(contrastive(), F, d, aux_sizes=AUX, **OPTIONS)
+    return embedder.to(dtype), loss_func.to(dtype)
+
+
+def features(dtype=torch.float32):
+    return torch.randn(B, F, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def gradients(embedder):
+    return torch.cat([p.grad.flatten().double() for p in embedder.parameters()])
+
+
+def float32_step():
+    embedder, loss_func = made()
+    loss = loss_func(embedder(features()), LABELS)
+    loss.backward()
+    return loss.detach(), gradients(embedder)
+
+
+def assert_close_to_float32(loss, found, tolerance):
+    expected_loss, expected = float32_step()
+    torch.testing.assert_close(loss.detach().float(), expected_loss, rtol=tolerance, atol=0)
+    assert torch.isfinite(found).all()
+    assert (found - expected).norm() < 10 * tolerance * expected.norm()  # as ReLUs and thresholds may switch
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_under_autocast(dtype):
+    embedder, loss_func = made()
+    with torch.autocast("cpu", dtype=dtype):
+        batch = embedder(features())
+        loss = loss_func(batch, LABELS)
+    assert batch.aux[0].dtype == dtype
+    loss.backward()
+    assert_close_to_float32(loss, gradients(embedder), TOLERANCE[dtype])
+
+
+def test_with_a_gradient_scaler():
+    embedder, loss_func = made()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    optimizer = torch.optim.SGD(embedder.parameters(), lr=0.01)
+    before = copy.deepcopy(embedder.state_dict())
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = loss_func(embedder(features()), LABELS)
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    assert_close_to_float32(loss, gradients(embedder), TOLERANCE[torch.float16])
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 2.0**10  # no gradient overflowed
+    assert all((embedder.state_dict()[name] - before[name]).abs().max() > 0 for name in before)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_models_of_half_precision(dtype):
+    embedder, loss_func = made(dtype)
+    loss = loss_func(embedder(features(dtype)), LABELS)
+    loss.backward()
+    assert_close_to_float32(loss, gradients(embedder), 2 * TOLERANCE[dtype])
+
+
+def test_double_precision_is_kept():
+    embedder, loss_func = made(torch.float64)
+    batch = embedder(features(torch.float64))
+    loss = loss_func(batch, LABELS)
+    assert loss.dtype == torch.float64
+    L = [lambda x: contrastive()(x, LABELS)] * 3
+    torch.testing.assert_close(
+        loss, s2sd_formula(L, batch.embeddings, batch.aux, batch.features, 3.0, 2.0, 0.5), rtol=1e-10, atol=0
+    )
+
+
+def test_similarities_of_half_precision_are_not_rounded_to_it():
+    x = features(torch.bfloat16)
+    D = Similarity(CosineSimilarity())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = D(D.prepare(x), D.prepare(x))
+    unit = torch.nn.functional.normalize(x.double())
+    torch.testing.assert_close(found.double(), unit @ unit.T, rtol=0, atol=1e-6)
+    assert (found.bfloat16().double() - unit @ unit.T).abs().max() > 1e-4
+
+
+def batch_of(z, a, phi):
+    return S2SDEmbeddings(*(x if isinstance(x, tuple) else x.clone().requires_grad_() for x in (z, (a,), phi)))
+
+
+def ordinary(columns, seed):
+    return torch.randn(B, columns, generator=torch.Generator().manual_seed(seed))
+
+
+EDGES = {
+    "norms of 1e4": lambda x: 1e4 * x,
+    "norms of 1e15": lambda x: 1e15 * x,
+    "norms of 1e-4": lambda x: 1e-4 * x,
+    "norms of 1e-10": lambda x: 1e-10 * x,
+    "norms from 1e-6 to 1e5": lambda x: x * torch.logspace(-6, 5, B)[:, None],
+    "duplicates": lambda x: x[torch.arange(B) // 3 * 3],
+    "all alike": lambda x: x[:1].expand(B, -1),
+    "zero vectors": lambda x: x * (torch.arange(B) % 4 > 0)[:, None],
+    "nothing but zeros": lambda x: 0 * x,
+    "opposite": lambda x: torch.cat([x[: B // 2], -x[: B // 2]]),
+}
+
+
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_edges(edge, dtype):
+    z, a, phi = (EDGES[edge](ordinary(columns, columns)).to(dtype) for columns in (d, 6, F))
+    embedder, _ = s2sd(losses.ContrastiveLoss(), F, d, "MSDF", aux_sizes=(6,))
+    # the objective is switched off: what is looked at here is the distillation
+    loss_func = S2SDLoss(Nothing(), embedder, **OPTIONS)
+    batch = batch_of(z, a, phi)
+    loss = loss_func(batch, LABELS)
+    loss.backward()
+    zero = torch.zeros((), dtype=torch.float64)
+    exact = s2sd_formula([lambda x: zero] * 2, z.double(), (a.double(),), phi.double(), 3.0, 2.0, 0.5)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-3, atol=1e-5)
+    assert torch.isfinite(batch.embeddings.grad).all()
+
+
+class Nothing(torch.nn.Module):
+    def forward(self, embeddings, labels):
+        return 0.0 * embeddings.float().mean()
+
+
+def test_float16_at_its_largest():
+    z, a, phi = (torch.full((B, columns), 6e4, dtype=torch.float16) for columns in (d, 6, F))
+    z[::2] *= -1
+    embedder, _ = s2sd(losses.ContrastiveLoss(), F, d, "MSDF", aux_sizes=(6,))
+    batch = batch_of(z, a, phi)
+    loss = S2SDLoss(Nothing(), embedder, **OPTIONS)(batch, LABELS)
+    loss.backward()
+    zero = torch.zeros((), dtype=torch.float64)
+    exact = s2sd_formula([lambda x: zero] * 2, z.double(), (a.double(),), phi.double(), 3.0, 2.0, 0.5)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-3, atol=1e-5)
+    assert torch.isfinite(batch.embeddings.grad).all()
