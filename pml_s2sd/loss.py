@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
+from pytorch_metric_learning.losses import CrossBatchMemory
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import nn
 
@@ -82,7 +83,8 @@ class S2SDLoss(nn.Module):
         terms: of the last training call, of this process, detached scalars: ``base`` L(z), ``aux`` (1/m) Σ L(a_i),
             ``distill`` (1/m) Σ KL(D^z, D^{a_i}), ``feature`` KL(D^z, D^φ); unweighted, 0 where a
             term is absent, switched off or not started. ``.item()`` them when you log, not before.
-        calls: the number of training calls so far, part of the state_dict.
+        calls: the number of training calls so far, part of the state_dict, as are the positions of
+            PML's memory queues.
         base_loss, aux_losses: the objective of each space, the latter by the names ``a1`` … ``am``.
 
     Raises:
@@ -276,6 +278,20 @@ class S2SDLoss(nn.Module):
             check_labels("ref_labels", ref_labels, "ref_emb", ref_emb)
         elif ref_labels is not None:
             raise ValueError("ref_labels was given without ref_emb")
+
+    def get_extra_state(self) -> torch.Tensor:
+        """Where the memories of PML's CrossBatchMemory stand, which PML's own state_dict leaves out."""
+        return torch.tensor(
+            [[memory.queue_idx, memory.has_been_filled] for memory in self._memories], dtype=torch.int64
+        )
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        for memory, (queue_idx, has_been_filled) in zip(self._memories, state.tolist(), strict=True):
+            memory.queue_idx, memory.has_been_filled = queue_idx, bool(has_been_filled)
+
+    @property
+    def _memories(self) -> list[Any]:
+        return [module for module in self.modules() if isinstance(module, CrossBatchMemory)]
 
     def extra_repr(self) -> str:
         return (

@@ -313,6 +313,7 @@ def test_the_embedder_is_not_a_part_of_the_loss_and_the_instance_given_serves_th
         "base_loss.proxies",
         "aux_losses.a1.proxies",
         "aux_losses.a2.proxies",
+        "_extra_state",
     }
     loss_func(embedder(FEATURES), LABELS).backward()
     for parameter in [*loss_func.parameters(), *embedder.parameters()]:
