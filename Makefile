@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 PML_VERSIONS := 2.3.0 2.6.0 2.9.0
 
-.PHONY: help demo test test-matrix compatibility lint seeds data
+.PHONY: help demo test test-matrix compatibility lint seeds bench data
 
 help:
 	@echo "make demo   train the baseline and S2SD on the emoji, compare them on unseen ones (minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make compatibility  write docs/compatibility.md from the results of the tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make seeds  the README's table: the demo for seeds 0 to 4"
+	@echo "make bench  timings, as ratios within one run (minutes)"
 	@echo "make data   draw the emoji data set again (needs npm)"
 
 $(INSTALLED): constraints.txt setup.cfg pyproject.toml
@@ -49,6 +50,10 @@ lint: $(INSTALLED)
 
 seeds: $(INSTALLED)
 	$(VENV)/bin/python examples/seeds.py --name demo --seeds 0 1 2 3 4
+
+bench: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/loss_step.py
+	$(VENV)/bin/python benchmarks/large_batch.py
 
 data: $(INSTALLED)
 	$(VENV)/bin/python examples/data/build_emoji.py

@@ -61,7 +61,13 @@ class EmojiDataset(Dataset):
 
 def read_sheet(path: Path) -> torch.Tensor:
     """The drawings on one sheet, row by row: (positions, 3, 32, 32), uint8."""
-    pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB")))
+    try:
+        pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB")))
+    except OSError as error:
+        raise ValueError(
+            f"cannot read the sheet of drawings {path} ({error}); it may be missing or cut short: restore it with git "
+            "checkout, or draw the data set again with make data"
+        ) from error
     tiles = pixels.unfold(0, EMOJI_SIDE, EMOJI_SIDE).unfold(1, EMOJI_SIDE, EMOJI_SIDE)
     return tiles.flatten(0, 1).contiguous()
 

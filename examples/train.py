@@ -254,13 +254,13 @@ def seed_everything(seed: int) -> None:
 
 def load_data(settings: argparse.Namespace) -> tuple[Dataset, Dataset]:
     """(training half, unseen half) of the classes."""
-    if settings.images is None:
-        halves = EmojiDataset(train=True), EmojiDataset(train=False)
-    else:
-        try:
+    try:
+        if settings.images is None:
+            halves = EmojiDataset(train=True), EmojiDataset(train=False)
+        else:
             halves = tuple(ImageFolderDataset(settings.images, train, settings.image_size) for train in (True, False))
-        except (FileNotFoundError, ValueError) as error:
-            raise SystemExit(f"train.py: {error}") from error
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"train.py: {error}") from error
     train_set = halves[0]
     drawn = min(len(train_set), settings.per_class * len(train_set.names))
     if settings.batch_size > drawn or settings.batch_size % settings.per_class:

@@ -13,7 +13,6 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from pml_s2sd.distillation import Space, mean_divergences
 from pml_s2sd.similarity import Similarity
 
-torch.set_num_threads(1)
 D = Similarity(CosineSimilarity())
 
 
@@ -28,7 +27,9 @@ def peak_mebibytes() -> float:
     return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-distil(64)  # what is loaded at first use
-before = peak_mebibytes()
-distil(int(sys.argv[1]))
-print(peak_mebibytes() - before)
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    distil(64)  # what is loaded at first use
+    before = peak_mebibytes()
+    distil(int(sys.argv[1]))
+    print(peak_mebibytes() - before)

@@ -12,14 +12,19 @@ from images import EmojiDataset
 from train import build, parse_arguments
 from train_distributed import evaluate
 
-rank, world_size, store, result = sys.argv[1:]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world_size))
-model, *_ = build(parse_arguments([]), "msdfa", classes=2)
-figures = evaluate(model, EmojiDataset(train=False), torch.device("cpu"))
-if rank == "0":
-    Path(result).write_text(json.dumps(figures))
-else:
-    assert figures == {}
-dist.barrier()
-dist.destroy_process_group()
+
+def main(rank: str, world_size: str, store: str, result: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world_size))
+    model, *_ = build(parse_arguments([]), "msdfa", classes=2)
+    figures = evaluate(model, EmojiDataset(train=False), torch.device("cpu"))
+    if rank == "0":
+        Path(result).write_text(json.dumps(figures))
+    else:
+        assert figures == {}
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from images import EMOJI_FOLDER, EmojiDataset, ImageFolderDataset, make_augmentation, split_classes
+from images import EMOJI_FOLDER, EmojiDataset, ImageFolderDataset, make_augmentation, read_sheet, split_classes
 from network import SmallResNet
 from PIL import Image
 from results import METRICS, print_table, write_json
@@ -59,6 +59,13 @@ def test_emoji_sheets_are_small_and_every_set_is_attributed():
         assert f"| {sheet.name} |" in text
     assert text.count("Apache 2.0") == text.count("CC BY 4.0") == 3
     assert text.count("MIT") == 1
+
+
+def test_a_sheet_that_is_cut_short_is_named(tmp_path):
+    sheet = tmp_path / "noto.webp"
+    sheet.write_bytes((EMOJI_FOLDER / "noto.webp").read_bytes()[:20_000])
+    with pytest.raises(ValueError, match=r"cannot read the sheet of drawings .*noto.webp .*git checkout"):
+        read_sheet(sheet)
 
 
 def test_the_split_depends_on_the_names_alone():
