@@ -72,7 +72,14 @@ def uninterrupted(images, tmp_path_factory):
 
 def interrupt(arguments, when, how):
     """Start, wait until `when()`, send the signal; returns the exit code and what was printed."""
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # where the tests run in the background of a shell, SIGINT is ignored, also by what they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         while not when():
             assert process.poll() is None, process.communicate()[0]
