@@ -92,10 +92,13 @@ def check_labels(name: str, labels: Any, of: str, batch: S2SDEmbeddings | torch.
     if labels is None:
         return
     if not isinstance(labels, torch.Tensor):
-        raise TypeError(f"{name} must be a tensor of shape (B,), got {type(labels).__name__}")
+        raise TypeError(
+            f"{name} must be a tensor of shape (B,), got {type(labels).__name__}; use torch.as_tensor({name})"
+        )
     if tuple(labels.shape) != (batch.shape[0],):
+        remedy = "; flatten() a column, argmax(dim=1) one-hot rows" if labels.dim() == 2 else ""
         raise ValueError(
-            f"{name} must have shape ({batch.shape[0]},), one for each of the {of}, got {tuple(labels.shape)}"
+            f"{name} must have shape ({batch.shape[0]},), one for each of the {of}, got {tuple(labels.shape)}{remedy}"
         )
     if labels.is_floating_point() or labels.is_complex():
         raise TypeError(f"{name} must be of an integer dtype, got {labels.dtype}; number the classes, or use .long()")
@@ -113,9 +116,11 @@ def check_scalar(objective: torch.nn.Module, value: Any) -> None:
 
 
 def _check_matrix(name: str, x: torch.Tensor, columns: int | None, rows: int | None = None) -> None:
-    expected = f"({'B' if rows is None else rows}, {'F' if columns is None else columns})"
     fits = x.dim() == 2 and columns in (None, x.shape[1]) and rows in (None, x.shape[0])
     if not fits:
+        # Written out here only: a size put into text is a constant to torch.compile, which then compiles
+        # anew for every batch size.
+        expected = f"({'B' if rows is None else rows}, {'F' if columns is None else columns})"
         raise ValueError(
             f"{name} must have shape {expected}, got {tuple(x.shape)}; make the loss with the embedder of this model"
         )

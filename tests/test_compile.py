@@ -22,10 +22,10 @@ def forget_what_was_compiled():
     torch._dynamo.utils.counters.clear()
 
 
-def training_step(make_objective, variant="MSDF", **options):
+def training_step(make_objective, variant="MSDF", aux_sizes=(6, 10), **options):
     torch.manual_seed(0)
     delay = {"feature_delay": 2} if "F" in variant else {}
-    sizes = (6,) if variant == "DSD" else (6, 10)
+    sizes = aux_sizes[:1] if variant == "DSD" else aux_sizes
     embedder, loss_func = s2sd(
         make_objective(), 16, 4, variant, aux_sizes=sizes, distill_weight=3.0, **delay, **options
     )
@@ -60,6 +60,39 @@ def test_a_whole_step_is_one_graph_for_all_calls(variant):
         assert compiled[0][2] > compiled[0][1]
 
 
+@pytest.mark.parametrize("variant", ["MSDF", "MSDFA"])
+def test_a_batch_of_another_size_compiles_once_more_and_then_no_more(variant):
+    """Sizes become symbolic, as torch.compile has it; nothing of ours fixes them again."""
+
+    def losses_of(compiling):
+        step, features, _ = training_step(BatchContrastive, variant)
+        step = compiling(step)
+        return [step(features[:B], LABELS[:B]).detach() for B in (12, 7, 5, 9)]
+
+    compiled = losses_of(lambda step: torch.compile(step, backend="aot_eager", fullgraph=True))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    torch.testing.assert_close(compiled, losses_of(lambda step: step))
+
+
+# PML's objectives that read nothing on the host
+ONE_GRAPH = {
+    "NormalizedSoftmaxLoss": lambda: losses.NormalizedSoftmaxLoss(6, 4),
+    "ProxyNCALoss": lambda: losses.ProxyNCALoss(6, 4),
+    "ArcFaceLoss": lambda: losses.ArcFaceLoss(6, 4),
+    "SoftTripleLoss": lambda: losses.SoftTripleLoss(6, 4),
+}
+
+
+@pytest.mark.parametrize("name", ONE_GRAPH)
+def test_a_whole_step_with_an_objective_of_pml_is_one_graph(name):
+    eager = losses_and_gradients(*training_step(ONE_GRAPH[name]))
+    step, *rest = training_step(ONE_GRAPH[name])
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled = losses_and_gradients(torch.compile(step, backend="aot_eager", fullgraph=True), *rest)
+    torch.testing.assert_close(compiled, eager)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 def test_distillation_is_one_graph():
     D = Similarity(CosineSimilarity())
 
@@ -83,10 +116,11 @@ PML_OBJECTIVES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PML_OBJECTIVES)
 def test_with_pml_objectives_every_graph_break_is_pmls(name):
     make, breaks_of_pml = PML_OBJECTIVES[name]
-    options = {"miner": miners.MultiSimilarityMiner()} if "mined" in name else {}
+    options = {"aux_sizes": (6,), "miner": miners.MultiSimilarityMiner() if "mined" in name else None}
     step, features, _ = training_step(make, **options)
     explained = torch._dynamo.explain(step)(features, LABELS)
     places = [Path(break_.user_stack[-1].filename) for break_ in explained.break_reasons]
@@ -96,8 +130,11 @@ def test_with_pml_objectives_every_graph_break_is_pmls(name):
     torch._dynamo.reset()
     eager = losses_and_gradients(*training_step(make, **options))
     step, *rest = training_step(make, **options)
-    compiled = losses_and_gradients(torch.compile(step, backend="aot_eager"), *rest)
-    torch.testing.assert_close(compiled, eager)
+    compiled_step = torch.compile(step, backend="aot_eager")
+    first, _ = losses_and_gradients(compiled_step, *rest, times=1)  # PML's pieces are compiled for each space
+    with torch._dynamo.config.patch(error_on_recompile=True):  # feature distillation starts on the way
+        later, gradients = losses_and_gradients(compiled_step, *rest, times=3)
+    torch.testing.assert_close((first + later, gradients), eager)
 
 
 @pytest.mark.slow
