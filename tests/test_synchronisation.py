@@ -1,5 +1,7 @@
 """Nothing in a training step reads a tensor's value on the host: on a GPU, each reading waits for the device."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from plain_objective import BatchContrastive
@@ -7,17 +9,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pml_s2sd import distillation, s2sd
 
-READS = (
+READS = {
     "_local_scalar_dense",
     "item",
-    "nonzero",
-    "masked_select",
-    "unique",
-    "_unique",
     "is_nonzero",
     "equal",
+    "nonzero",
+    "masked_select",
+    "_unique",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
     "bincount",
-)
+    "repeat_interleave",
+    "lift_fresh",  # a tensor made of host data, which has to be copied to a GPU
+}
+MASKS = (torch.bool, torch.uint8)
 LABELS = torch.arange(12) // 2
 
 
@@ -31,60 +38,86 @@ class HostReads(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         indices = args[1] if name in ("index", "index_put", "index_put_") else ()
-        by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
-        if by_mask or any(name == read or name.startswith(f"{read}_") or name == f"{read}2" for read in READS):
+        by_mask = any(index is not None and index.dtype in MASKS for index in indices)
+        if by_mask or name in READS:
             self.seen.append(name)
         return func(*args, **(kwargs or {}))
 
 
-def steps(variant, **options):
+def steps(variant, references=False):
     torch.manual_seed(0)
     shape = (12, 16, 3, 3) if variant == "MSDFA" else (12, 16)
     delay = {"feature_delay": 1} if "F" in variant else {}
     sizes = (6,) if variant == "DSD" else (6, 10)
-    embedder, loss_func = s2sd(BatchContrastive(), 16, 4, variant, aux_sizes=sizes, **delay, **options)
+    embedder, loss_func = s2sd(BatchContrastive(), 16, 4, variant, aux_sizes=sizes, **delay)
     features = torch.randn(shape, requires_grad=True)
 
     def step():
-        loss_func(embedder(features), LABELS).backward()
+        batch = embedder(features)
+        others = {"ref_emb": batch[:8], "ref_labels": LABELS[:8]} if references else {}
+        loss_func(batch, LABELS, **others).backward()
 
     return step, loss_func
 
 
-@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("way", ["plain", "in blocks of rows", "with references", "under autocast"])
 @pytest.mark.parametrize("variant", ["DSD", "MSD", "MSDF", "MSDFA"])
-def test_a_step_reads_nothing_on_the_host_also_when_feature_distillation_starts(variant, blocks, monkeypatch):
-    if blocks:
+def test_a_step_reads_nothing_on_the_host_also_when_feature_distillation_starts(variant, way, monkeypatch):
+    if way == "in blocks of rows":
         monkeypatch.setattr(distillation, "PLAIN_ENTRIES", 0)
-    step, loss_func = steps(variant)
-    with HostReads() as reads:
+        monkeypatch.setattr(distillation, "BLOCK_ENTRIES", 30)
+    step, loss_func = steps(variant, references=way == "with references")
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16) if way == "under autocast" else nullcontext()
+    terms = []
+    with HostReads() as reads, autocast:
         for _ in range(3):
             step()
+            terms.append(loss_func.terms)
     assert reads.seen == []
     assert loss_func.calls == 3
-    if "F" in variant:
-        assert loss_func.terms["feature"] > 0
-    assert all(isinstance(term, torch.Tensor) and not term.requires_grad for term in loss_func.terms.values())
+    assert [bool(of_call["feature"] > 0) for of_call in terms] == [False, "F" in variant, "F" in variant]
+    assert all(isinstance(term, torch.Tensor) and not term.requires_grad for term in terms[-1].values())
 
 
 @pytest.mark.parametrize(
     ("read", "name"),
     [
-        (lambda x: x.sum().item(), "_local_scalar_dense"),
+        (lambda x: x.detach().sum().item(), "_local_scalar_dense"),
         (lambda x: bool((x > 0).any()), "_local_scalar_dense"),
         (lambda x: torch.where(x > 0), "nonzero"),
+        (lambda x: torch.equal(x, x + 1), "equal"),
         (lambda x: x[x > 0], "index"),
-        (lambda x: x.unique(), "_unique2"),
+        (lambda x: x.masked_select(x > 0), "masked_select"),
+        (lambda x: x.detach().unique(), "_unique2"),
+        (lambda x: torch.arange(2).repeat_interleave(torch.arange(2)), "repeat_interleave"),
+        (lambda x: torch.tensor(3.0), "lift_fresh"),
     ],
+    ids=["item", "bool", "where", "equal", "mask", "select", "unique", "repeat", "host data"],
 )
 def test_a_reading_would_be_seen(read, name):
     class Reading(BatchContrastive):
         def forward(self, embeddings, labels, **others):
-            read(embeddings.detach())
+            read(embeddings)
             return super().forward(embeddings, labels)
 
     step, loss_func = steps("MSDF")
     loss_func.aux_losses["a1"] = Reading()
     with HostReads() as reads:
         step()
-    assert name in reads.seen
+    assert set(reads.seen) == {name}
+
+
+def test_a_reading_in_backward_would_be_seen():
+    def read(gradient):
+        gradient.sum().item()
+
+    class Reading(BatchContrastive):
+        def forward(self, embeddings, labels, **others):
+            embeddings.register_hook(read)
+            return super().forward(embeddings, labels)
+
+    step, loss_func = steps("MSDF")
+    loss_func.aux_losses["a1"] = Reading()
+    with HostReads() as reads:
+        step()
+    assert reads.seen == ["_local_scalar_dense"]
