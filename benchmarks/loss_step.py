@@ -27,7 +27,7 @@ WORKLOADS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module | Non
 
 def workload(objective: Callable[[], nn.Module], miner: Callable[[], nn.Module | None], repeats: int) -> dict:
     torch.manual_seed(0)
-    features = torch.randn(B, F)
+    features = torch.randn(B, F, requires_grad=True)  # as a trunk's are
     embedder, loss_func = s2sd(objective(), F, d, "MSDF", aux_sizes=AUX_SIZES, miner=miner(), feature_delay=0)
     base_loss, base_miner = objective(), miner()
     batch = embedder(features)
@@ -50,7 +50,7 @@ def workload(objective: Callable[[], nn.Module], miner: Callable[[], nn.Module |
 
     def all_losses() -> None:
         leaves = [x.clone().requires_grad_() for x in (z, *aux)]
-        loss_func(S2SDEmbeddings(leaves[0], tuple(leaves[1:]), features), LABELS).backward()
+        loss_func(S2SDEmbeddings(leaves[0], tuple(leaves[1:]), features.detach()), LABELS).backward()
 
     times = medians(
         {"whole": whole, "heads": heads, "base objective": base_objective, "all losses": all_losses}, repeats

@@ -23,8 +23,12 @@ class Space(NamedTuple):
     ref: torch.Tensor
 
 
+Teacher = Space | torch.Tensor
+"""A teacher's batch, or its similarities (B, R) where they are known already."""
+
+
 def mean_divergences(
-    D: Matrix, student: Space, groups: Sequence[Sequence[Space]], temperature: float
+    D: Matrix, student: Space, groups: Sequence[Sequence[Teacher]], temperature: float
 ) -> list[torch.Tensor]:
     """(1/m) Σ_i KL(D^z, D^{t_i}) over the m ≥ 1 teachers t_i of each group.
 
@@ -52,7 +56,7 @@ def mean_divergences(
         return _mean_divergences_in_blocks(D, student, groups, temperature)
     log_probs = row_log_probs(D(*student), temperature)
     with torch.no_grad():
-        teachers = [[D(*teacher) for teacher in group] for group in groups]
+        teachers = [[t.detach() if isinstance(t, torch.Tensor) else D(*t) for t in group] for group in groups]
     return [torch.stack([divergence(log_probs, t, temperature) for t in group]).mean() for group in teachers]
 
 
@@ -88,7 +92,7 @@ def row_log_probs(similarities: torch.Tensor, temperature: float) -> torch.Tenso
 
 @torch.compiler.disable
 def _mean_divergences_in_blocks(
-    D: Matrix, student: Space, groups: Sequence[Sequence[Space]], temperature: float
+    D: Matrix, student: Space, groups: Sequence[Sequence[Teacher]], temperature: float
 ) -> list[torch.Tensor]:
     return list(_BlockwiseDivergences.apply(D, groups, temperature, *student))
 
@@ -103,7 +107,7 @@ class _BlockwiseDivergences(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, D: Matrix, groups: Sequence[Sequence[Space]], T: float, x: torch.Tensor, ref: torch.Tensor
+        ctx: Any, D: Matrix, groups: Sequence[Sequence[Teacher]], T: float, x: torch.Tensor, ref: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         B, R = len(x), len(ref)
         with_gradient = any(ctx.needs_input_grad)
@@ -119,7 +123,9 @@ class _BlockwiseDivergences(torch.autograd.Function):
             for k, group in enumerate(groups):
                 toward_p = log_p.exp() if with_gradient else None
                 for teacher in group:
-                    log_q = row_log_probs(D(teacher.x[rows], teacher.ref), T)
+                    known = isinstance(teacher, torch.Tensor)
+                    t = teacher[rows].detach() if known else D(teacher.x[rows], teacher.ref)  # type: ignore[union-attr]
+                    log_q = row_log_probs(t, T)
                     q = log_q.exp()
                     values[k] += (T**2 / B / len(group)) * torch.sum(q * log_q.sub_(log_p))
                     if toward_p is not None:

@@ -20,11 +20,12 @@ from .checks import (
     check_labels,
     check_number,
 )
-from .distillation import Space, mean_divergences
+from .distillation import Space, Teacher, mean_divergences
 from .distributed import Everyone, several_processes
 from .embedder import S2SDEmbedder
 from .embeddings import S2SDEmbeddings, base_embeddings
 from .objectives import ObjectiveOrFactory, aux_objectives, base_objective
+from .shared_cosine import SharedCosine, is_plain_cosine, share
 from .similarity import Similarity
 from .space import SpaceBatch, objective_value
 
@@ -138,6 +139,7 @@ class S2SDLoss(nn.Module):
         self.aux_losses = _by_space(aux_objectives(loss if aux_loss is None else aux_loss, self.aux_sizes))
         self.miner = miner
         self.aux_miners = _by_space([copy.deepcopy(miner) for _ in self.aux_sizes])
+        self._shared = [share(*parts) for parts in zip(self.aux_losses.values(), self.aux_miners.values(), strict=True)]
         self.distill_weight = float(distill_weight)
         self.temperature = float(temperature)
         self.feature_weight = float(feature_weight)
@@ -171,8 +173,12 @@ class S2SDLoss(nn.Module):
         batch = cast(S2SDEmbeddings, embeddings)
         ref = cast(S2SDEmbeddings, ref_emb) if ref_emb is not None else self._no_references
         everyone = self._gather(batch, labels, ref, arguments) if several_processes() else None
-        base, aux = self._objective_terms(batch, labels, ref, arguments, everyone)
-        distill, feature = self._distillation_terms(batch, ref, everyone)
+        try:
+            base, aux = self._objective_terms(batch, labels, ref, arguments, everyone)
+            distill, feature = self._distillation_terms(batch, ref, everyone)
+        finally:
+            for shared in filter(None, self._shared):
+                shared.forget()
 
         total = base if aux is None else 0.5 * (base + aux)
         if distill is not None:
@@ -221,7 +227,8 @@ class S2SDLoss(nn.Module):
         with torch.no_grad():
             groups = []
             if from_aux:
-                groups.append([_space(D, a, ref_a, own) for a, ref_a in zip(batch.aux, ref.aux, strict=True)])
+                spaces = zip(batch.aux, ref.aux, self._shared, strict=True)
+                groups.append([_aux_teacher(D, a, ref_a, own, shared) for a, ref_a, shared in spaces])
             if from_features:
                 groups.append([_space(D, batch.features, ref.features, own)])
         divergences = mean_divergences(D, student, groups, self.temperature)
@@ -306,6 +313,17 @@ def _by_space(modules: Sequence[nn.Module | None]) -> nn.ModuleDict:
     for i, module in enumerate(modules, start=1):
         named.add_module(f"a{i}", module)
     return named
+
+
+def _aux_teacher(
+    D: Similarity, a: torch.Tensor, ref: torch.Tensor | None, own: slice | None, shared: SharedCosine | None
+) -> Teacher:
+    """An auxiliary space as a teacher; its similarities, where its objective has asked for the same ones."""
+    if shared is not None and ref is None and own is None and is_plain_cosine(D.distance):
+        known = shared.of(a)
+        if known is not None:
+            return known
+    return _space(D, a, ref, own)
 
 
 def _space(D: Similarity, x: torch.Tensor, ref: torch.Tensor | None, own: slice | None) -> Space:

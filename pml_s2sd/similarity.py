@@ -34,7 +34,12 @@ class Similarity:
     def prepare(self, x: torch.Tensor) -> torch.Tensor:
         """x of shape (B, d), normalised where the distance normalises, float32 or wider."""
         with torch.autocast(x.device.type, enabled=False):
-            return self.distance.maybe_normalize(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
+            x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+            if (
+                x.requires_grad
+            ):  # a zero vector has no direction to turn; normalising would divide its gradient by 1e-12
+                x = torch.where((x == 0).all(dim=1, keepdim=True), x.detach(), x)
+            return self.distance.maybe_normalize(x)
 
     def __call__(self, x: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
         """D of prepared samples, (B, d), to prepared references, (R, d): (B, R)."""
