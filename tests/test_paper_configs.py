@@ -1,6 +1,5 @@
 """The paper's cells: which there are, their settings, and what is said of a wrong file."""
 
-import re
 from pathlib import Path
 
 import pytest

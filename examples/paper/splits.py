@@ -126,7 +126,8 @@ def _listed(source: Source, root: Path, split: str) -> tuple[list[Path], list[in
         listed = source.pml_dataset(str(root), split=split, download=False)
     except (ValueError, IndexError) as error:
         raise ValueError(
-            f"{source.title}: cannot read {_files(source, root)} ({error}); they may be cut short: unpack the archive again"
+            f"{source.title}: cannot read {_files(source, root)} ({error}); they may be cut short: unpack the archive "
+            "again"
         ) from error
     return [Path(path) for path in listed.paths], listed.labels
 
