@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from paper.generated import FIRST_TEST_CLASS, write_dataset, write_small_dataset
-from paper.splits import SOURCES, Split, check_enough_images
+from paper.splits import SOURCES, Split, check_sampling
 from PIL import Image
 
 PUBLISHED = {
@@ -37,7 +37,7 @@ def test_splits_have_the_published_sizes_and_share_no_class(name, tmp_path):
         assert torch.equal(split.labels.unique(), torch.arange(classes))
         assert sorted(torch.bincount(split.labels).unique().tolist()) == [images // classes, images // classes + 1]
     assert not set(splits["train"].paths) & set(splits["test"].paths)
-    check_enough_images(splits["train"], 2)
+    check_sampling(splits["train"], 2, 112)
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -113,4 +113,12 @@ def test_too_few_images_of_a_class_are_told(tmp_path):
     write_dataset("cub200", tmp_path, {1: 3, 2: 1, 101: 2})
     dataset = Split("cub200", tmp_path, "train", np.array, complete=False)
     with pytest.raises(ValueError, match=r"the class of .*002.Bird_2.* has 1 training images, the sampler takes 2"):
-        check_enough_images(dataset, 2)
+        check_sampling(dataset, 2, 4)
+
+
+def test_too_few_classes_are_told(tmp_path):
+    write_small_dataset("cub200", tmp_path)
+    dataset = Split("cub200", tmp_path, "train", np.array, complete=False)
+    check_sampling(dataset, 2, 16)
+    with pytest.raises(ValueError, match="a batch of 18 with 2 of a class needs 9 classes, there are 8 to train on"):
+        check_sampling(dataset, 2, 18)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+
+from paper.run_folder import RunFolder
 
 Log = Callable[[dict[str, float], int], None]
 
 
 @contextmanager
-def nowhere(folder: Path, made_with: dict[str, Any]) -> Iterator[Log]:
+def nowhere(folder: RunFolder) -> Iterator[Log]:
     yield lambda figures, epoch: None
 
 
 @contextmanager
-def tensorboard(folder: Path, made_with: dict[str, Any]) -> Iterator[Log]:
+def tensorboard(folder: RunFolder) -> Iterator[Log]:
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
+    with SummaryWriter(str(folder.path / "tensorboard")) as writer:
 
         def log(figures: dict[str, float], epoch: int) -> None:
             for name, figure in figures.items():
@@ -29,11 +29,11 @@ def tensorboard(folder: Path, made_with: dict[str, Any]) -> Iterator[Log]:
 
 
 @contextmanager
-def wandb(folder: Path, made_with: dict[str, Any]) -> Iterator[Log]:
+def wandb(folder: RunFolder) -> Iterator[Log]:
     import wandb
 
-    name = f"{folder.parent.name}-{folder.name}"
-    with wandb.init(project="pml-s2sd", name=name, dir=folder, config=made_with) as run:
+    name = f"{folder.path.parent.name}-{folder.path.name}"
+    with wandb.init(project="pml-s2sd", name=name, dir=folder.path, config=folder.made_with()) as run:
         yield lambda figures, epoch: run.log(figures, step=epoch)
 
 

@@ -33,6 +33,9 @@ class RunFolder:
         self.settings, self.metrics = path / "run.json", path / "metrics.json"
         self.checkpoint, self.weights = path / "run.checkpoint", path / "weights.pt"
 
+    def made_with(self) -> dict[str, Any]:
+        return json.loads(self.settings.read_text())
+
     def epochs(self) -> list[dict[str, float]]:
         """The figures so far."""
         return json.loads(self.metrics.read_text()) if self.metrics.exists() else []
@@ -47,7 +50,7 @@ class RunFolder:
             ValueError: naming the first setting that differs.
         """
         if self.settings.exists():
-            before = json.loads(self.settings.read_text())
+            before = self.made_with()
             for part in DECISIVE:
                 for name in before[part].keys() | made_with[part].keys():
                     then, now = before[part].get(name), made_with[part].get(name)

@@ -103,8 +103,8 @@ class Split(Dataset):
         return self.transform(image), int(self.labels[index])
 
 
-def check_enough_images(dataset: Split, samples_per_class: int) -> None:
-    """Raise where a class has fewer images than the sampler takes of it for a batch."""
+def check_sampling(dataset: Split, samples_per_class: int, batch_size: int) -> None:
+    """Raise where there are fewer images of a class, or fewer classes, than the sampler takes for a batch."""
     counts = torch.bincount(dataset.labels)
     smallest = int(counts.argmin())
     if counts[smallest] < samples_per_class:
@@ -112,6 +112,11 @@ def check_enough_images(dataset: Split, samples_per_class: int) -> None:
         raise ValueError(
             f"the class of {example} has {counts[smallest]} training images, the sampler takes {samples_per_class} of "
             "a class; unpack the data set's archive again, or lower samples_per_class"
+        )
+    if dataset.classes * samples_per_class < batch_size:
+        raise ValueError(
+            f"a batch of {batch_size} with {samples_per_class} of a class needs {batch_size // samples_per_class} "
+            f"classes, there are {dataset.classes} to train on; lower batch_size"
         )
 
 

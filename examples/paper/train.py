@@ -14,6 +14,8 @@ import dataclasses
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,8 +29,8 @@ from train import stoppable
 from paper.config import Config, load_config
 from paper.loggers import LOGGERS
 from paper.precision import PRECISIONS
-from paper.run_folder import RunFolder
-from paper.training import run
+from paper.run_folder import RunFolder, describe
+from paper.training import data_folder, load_splits, train
 
 
 def dry(config: Config) -> Config:
@@ -72,19 +74,31 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = parse_arguments(arguments)
-    cell = options.runs / options.config.stem
+@contextmanager
+def in_a_sentence() -> Iterator[None]:
+    """What the user can mend ends the script without a traceback."""
     try:
-        config = load_config(options.config)
-        if options.dry_run:
-            config, cell = dry(config), options.runs / "dry" / options.config.stem
-            shutil.rmtree(cell, ignore_errors=True)
-        with stoppable("the same command goes on"):
-            seeds = range(options.seeds)
-            runs = {seed: run(config, options, seed, RunFolder(cell / f"seed{seed}")) for seed in seeds}
+        yield
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"train.py: {error}") from error
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    with in_a_sentence():
+        config, cell = load_config(options.config), options.runs / options.config.stem
+    if options.dry_run:
+        config, cell = dry(config), options.runs / "dry" / options.config.stem
+        shutil.rmtree(cell, ignore_errors=True)
+    runs = {}
+    with data_folder(config, options) as data, stoppable("the same command goes on"):
+        with in_a_sentence():
+            splits = load_splits(config, options, data)
+        for seed in range(options.seeds):
+            folder = RunFolder(cell / f"seed{seed}")
+            with in_a_sentence():
+                folder.open(describe(config, options, seed))
+            runs[seed] = train(config, options, seed, folder, *splits)
     table = compare(runs, config.paper_recall_at_1)
     print(table)
     write_text(cell / "recall.md", table + "\n")

@@ -28,33 +28,13 @@ from paper.building import Parts, build
 from paper.config import Config
 from paper.evaluation import evaluate
 from paper.generated import write_small_dataset
-from paper.loggers import LOGGERS, Log
+from paper.loggers import LOGGERS
 from paper.precision import autocast, make_scaler
-from paper.run_folder import RunFolder, describe
-from paper.splits import Split, check_enough_images
+from paper.run_folder import RunFolder
+from paper.splits import Split, check_sampling
 from paper.transforms import make_transform
 
 DRY_STEPS = 2
-
-
-def run(config: Config, options: argparse.Namespace, seed: int, folder: RunFolder) -> list[dict[str, float]]:
-    """Train, or do what is left of it; returns the figures of every epoch.
-
-    Raises:
-        FileNotFoundError, ValueError: on a data set or a folder that cannot be used, before training.
-    """
-    made_with = describe(config, options, seed)
-    with data_folder(config, options) as data:
-        train_set, test_set = (
-            Split(config.dataset, data, part, make_transform(config, part == "train"), complete=not options.dry_run)
-            for part in ("train", "test")
-        )
-        check_enough_images(train_set, config.samples_per_class)
-        folder.open(made_with)
-        if not folder.finished():
-            with LOGGERS[options.logger](folder.path, made_with) as log:
-                train(config, options, seed, folder, train_set, test_set, log)
-    return folder.epochs()
 
 
 @contextmanager
@@ -68,16 +48,29 @@ def data_folder(config: Config, options: argparse.Namespace) -> Iterator[Path]:
         yield Path(temporary)
 
 
+def load_splits(config: Config, options: argparse.Namespace, data: Path) -> tuple[Split, Split]:
+    """(to train on, to test on).
+
+    Raises:
+        FileNotFoundError, ValueError: on a data set that cannot be used, naming the file and the layout.
+    """
+    train_set, test_set = (
+        Split(config.dataset, data, part, make_transform(config, part == "train"), complete=not options.dry_run)
+        for part in ("train", "test")
+    )
+    check_sampling(train_set, config.samples_per_class, config.batch_size)
+    return train_set, test_set
+
+
 def train(
-    config: Config,
-    options: argparse.Namespace,
-    seed: int,
-    folder: RunFolder,
-    train_set: Split,
-    test_set: Split,
-    log: Log,
-) -> None:
-    """Train from the start, or from the checkpoint in the folder, and leave the deployed weights there."""
+    config: Config, options: argparse.Namespace, seed: int, folder: RunFolder, train_set: Split, test_set: Split
+) -> list[dict[str, float]]:
+    """Train from the start, or from the checkpoint in the folder, and leave the deployed weights there.
+
+    Returns the figures of every epoch; those of a finished run without training.
+    """
+    if folder.finished():
+        return folder.epochs()
     device = torch.device(options.device)
     seed_everything(seed)
     parts = build(config, train_set.classes, pretrained=not options.dry_run, device=device)
@@ -105,11 +98,14 @@ def train(
         epochs = checkpoint["epochs"]
 
     steps = config.epochs * len(loader)
-    with tqdm(total=steps, initial=len(epochs) * len(loader), desc=f"seed {seed}", unit="step") as progress:
+    with (
+        LOGGERS[options.logger](folder) as log,
+        tqdm(total=steps, initial=len(epochs) * len(loader), desc=f"seed {seed}", unit="step") as progress,
+    ):
         for epoch in range(len(epochs) + 1, config.epochs + 1):
             figures = train_epoch(parts, scaler, loader, options, progress)
             if not math.isfinite(figures["loss"]):
-                raise ValueError(f"the loss is {figures['loss']} in epoch {epoch}; try --precision float32")
+                raise SystemExit(f"train.py: the loss is {figures['loss']} in epoch {epoch}; try --precision float32")
             figures |= evaluate(parts.model, test_loader, device, options.precision)
             epochs.append(figures)
             log(figures, epoch)
@@ -122,6 +118,7 @@ def train(
             progress.set_postfix(loss=f"{figures['loss']:.3f}", R1=f"{100 * figures['precision_at_1']:.1f}")
     save_whole(folder.weights, deploy(parts.model).state_dict())
     remove_checkpoints(folder.path)
+    return epochs
 
 
 def train_epoch(
