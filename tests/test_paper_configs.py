@@ -1,13 +1,11 @@
 """The paper's cells: which there are, their settings, and what is said of a wrong file."""
 
-from pathlib import Path
-
 import pytest
 from paper.config import CONFIGS, load_config
-from paper.write_configs import RECALL_AT_1, VARIANTS, cells
+from paper.write_configs import RECALL_AT_1, TITLES, VARIANTS, cells
 
 FILES = sorted(CONFIGS.glob("*.toml"))
-README = Path(CONFIGS).parent / "README.md"
+README = CONFIGS.parent / "README.md"
 
 
 def test_the_files_are_those_that_the_script_writes():
@@ -23,6 +21,15 @@ def test_every_cell_has_a_file():
                 assert (config.dataset, config.objective["name"], config.variant) == (dataset, objective, variant)
                 assert (config.trunk, config.embedding_size, config.paper_recall_at_1) == ("resnet50", d, expected)
     assert {config.trunk for config in loaded.values()} == {"googlenet"}
+
+
+def test_the_readme_has_the_papers_figures_and_says_that_none_was_measured():
+    text = README.read_text()
+    assert "**None of the figures below was measured by us.**" in text
+    rows = [[field.strip() for field in line.strip("|").split("|")] for line in text.splitlines() if ", " in line]
+    short = {"cub200": "CUB200", "cars196": "CARS196", "sop": "SOP"}
+    for (dataset, objective), figures in RECALL_AT_1.items():
+        assert [f"{short[dataset]}, {TITLES[objective]}", *(f"{figure:.2f}" for figure in figures)] in rows
 
 
 def test_the_papers_settings():
