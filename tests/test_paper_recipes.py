@@ -208,7 +208,9 @@ def test_a_folder_of_other_settings_is_not_gone_on_with(tmp_path):
     config = dry(load_config(QUICK))
     folder = RunFolder(tmp_path / "run")
     first = run(config, options_of(), 0, folder)
+    made_with = folder.made_with()
     assert run(config, options_of("--workers", "1"), 0, folder) == first  # finished: not run again
+    assert folder.made_with() == made_with
     with pytest.raises(ValueError, match=r"run was made with precision = float32, this run has bfloat16; give the"):
         run(config, options_of("--precision", "bfloat16"), 0, folder)
     with pytest.raises(ValueError, match=r"was made with epochs = 1, this run has 2"):

@@ -44,23 +44,23 @@ class RunFolder:
         return self.weights.exists()
 
     def open(self, made_with: dict[str, Any]) -> None:
-        """Write down what the run is made with, or check that it is the same as what was written down.
+        """Write down what the run is made with; where that was done before, check that it is the same.
 
         Raises:
             ValueError: naming the first setting that differs.
         """
-        if self.settings.exists():
-            before = self.made_with()
-            for part in DECISIVE:
-                for name in before[part].keys() | made_with[part].keys():
-                    then, now = before[part].get(name), made_with[part].get(name)
-                    if then != now:
-                        raise ValueError(
-                            f"{self.path} was made with {name} = {then}, this run has {now}; give the same to go on "
-                            "with it, another --runs to keep it, or remove the folder to start again"
-                        )
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.settings, made_with)
+        if not self.settings.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.settings, made_with)
+        before = self.made_with()
+        for part in DECISIVE:
+            for name in before[part].keys() | made_with[part].keys():
+                then, now = before[part].get(name), made_with[part].get(name)
+                if then != now:
+                    raise ValueError(
+                        f"{self.path} was made with {name} = {then}, this run has {now}; give the same to go on "
+                        "with it, another --runs to keep it, or remove the folder to start again"
+                    )
 
 
 DECISIVE = ("config", "numerics", "versions")
