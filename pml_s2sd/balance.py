@@ -62,11 +62,12 @@ class _Balanced(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, of_objective: torch.Tensor, *of_terms: torch.Tensor) -> tuple:
-        squares = torch.stack([g.float().square().sum() for g in (of_objective, *of_terms)])
+        gradients = [g if g.dtype == torch.float64 else g.float() for g in (of_objective, *of_terms)]
+        squares = torch.stack([g.square().sum() for g in gradients])
         if several_processes():
             dist.all_reduce(squares)
         weights = ctx.ratio * (squares[0] / squares[1:]).sqrt()
         weights = torch.where(squares[1:] > 0, weights, 0)
         ctx.weights.copy_(weights)
-        total = of_objective.float() + sum(w * g.float() for w, g in zip(weights, of_terms, strict=True))
+        total = gradients[0] + sum(w * g for w, g in zip(weights, gradients[1:], strict=True))
         return total.to(of_objective.dtype), None, None
