@@ -65,7 +65,7 @@ class Advantage(nn.Module):
         if several_processes():
             dist.all_reduce(now)
         now = now[:, 0] / now[:, 1].clamp(min=1)
-        self.scores.lerp_(now, torch.where(self.started, 1 - MEMORY, 1.0))
+        self.scores.copy_(torch.where(self.started, MEMORY * self.scores + (1 - MEMORY) * now, now))
         self.started.fill_(True)
         better = (self.scores[1:] > self.scores[0]).float()
         return better / better.sum().clamp(min=1)
