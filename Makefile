@@ -6,11 +6,15 @@ INSTALLED := $(VENV)/.installed
 
 PML_VERSIONS := 2.3.0 2.6.0 2.9.0
 
-.PHONY: help demo test test-matrix compatibility lint seeds study study-row bench data
+RECIPES := .venv-recipes
+RECIPES_INSTALLED := $(RECIPES)/.installed
+
+.PHONY: help demo test test-recipes test-matrix compatibility lint seeds study study-row bench data
 
 help:
 	@echo "make demo   train the baseline and S2SD on the emoji, compare them on unseen ones (minutes)"
 	@echo "make test   all tests"
+	@echo "make test-recipes   the paper's recipes, every cell's dry run, with torchvision (5.5 GB in $(RECIPES))"
 	@echo "make test-matrix    the tests that touch PML, on PML $(PML_VERSIONS)"
 	@echo "make compatibility  write docs/compatibility.md from the results of the tests"
 	@echo "make lint   ruff and mypy"
@@ -30,6 +34,14 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest
+
+$(RECIPES_INSTALLED): constraints-recipes.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(RECIPES)
+	$(RECIPES)/bin/python -m pip install --constraint constraints-recipes.txt --editable ".[recipes]"
+	touch $@
+
+test-recipes: $(RECIPES_INSTALLED)
+	$(RECIPES)/bin/python -m pytest tests/test_paper_*.py
 
 test-matrix: $(INSTALLED) $(PML_VERSIONS:%=$(VENV)/pml-%)
 	for version in $(PML_VERSIONS); do \

@@ -53,9 +53,9 @@ def summarize(runs: dict[int, dict[str, Any]], variants: list[str]) -> str:
     return f"{table}\n\n{markdown_table(header, rows)}"
 
 
-def mean_and_deviation(values: list[float]) -> str:
+def mean_and_deviation(values: list[float], digits: int = 1) -> str:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
+    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 def main() -> None:
