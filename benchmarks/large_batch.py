@@ -18,7 +18,7 @@ from measure import save
 from pytorch_metric_learning.distances import CosineSimilarity
 
 from pml_s2sd import distillation
-from pml_s2sd.distillation import Space, mean_divergences
+from pml_s2sd.distillation import Space, Teaching, mean_divergences
 from pml_s2sd.similarity import Similarity
 
 SIZES = (128, 512, 1024, 1536, 2048)
@@ -35,7 +35,7 @@ def distil(rows: int) -> tuple[float, float]:
     z.requires_grad_()
     before, started = peak_mebibytes(), time.perf_counter()
     student, *teachers = (Space(x, x) for x in map(D.prepare, (z, *aux)))
-    mean_divergences(D, student, [teachers], temperature=1.0)[0].backward()
+    mean_divergences(D, student, [Teaching(teachers)], temperature=1.0)[0].backward()
     return time.perf_counter() - started, peak_mebibytes() - before
 
 

@@ -354,6 +354,10 @@ def stoppable(how_to_go_on: str) -> Iterator[None]:
         raise SystemExit(130) from None
 
 
+def weight(text: str) -> float | str:
+    return text if text == "auto" else float(text)
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -375,9 +379,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=[128, 256, 512, 1024],
         help="sizes of the auxiliary spaces (default: 128 256 512 1024)",
     )
-    add("--distill-weight", type=float, default=1.0, help="γ (default: %(default)s)")
-    add("--temperature", type=float, default=1.0, help="T (default: %(default)s)")
-    add("--feature-weight", type=float, default=1.0, help="γ_F, for msdf and msdfa (default: %(default)s)")
+    add("--distill-weight", type=weight, default=1.0, help='γ, or "auto" (default: %(default)s)')
+    add("--temperature", type=float, help='T (default: 1, or 0.1 with an "auto" weight)')
+    add("--feature-weight", type=weight, default=1.0, help='γ_F, for msdf and msdfa, or "auto" (default: %(default)s)')
     add(
         "--feature-delay", type=int, default=200, help="steps before feature distillation starts (default: %(default)s)"
     )

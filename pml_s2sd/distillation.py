@@ -27,10 +27,22 @@ Teacher = Space | torch.Tensor
 """A teacher's batch, or its similarities (B, R) where they are known already."""
 
 
+class Teaching(NamedTuple):
+    """Teachers of one term, and how much each is followed."""
+
+    teachers: Sequence[Teacher]
+    weights: torch.Tensor | None = None
+    """w_i, (m,); None: 1/m each."""
+
+
 def mean_divergences(
-    D: Matrix, student: Space, groups: Sequence[Sequence[Teacher]], temperature: float
+    D: Matrix,
+    student: Space,
+    groups: Sequence[Teaching],
+    temperature: float,
+    first_self: int | None = None,
 ) -> list[torch.Tensor]:
-    """(1/m) Σ_i KL(D^z, D^{t_i}) over the m ≥ 1 teachers t_i of each group.
+    """Σ_i w_i KL(D^z, D^{t_i}) over the m ≥ 1 teachers t_i of each group, w_i = 1/m by default.
 
     Where D has more than `PLAIN_ENTRIES` entries, rows are handled in blocks and the gradient is
     made along with the value, so that memory grows with B, not with B²; value and gradient are
@@ -39,28 +51,40 @@ def mean_divergences(
     Args:
         D: (x, ref) -> (B, R), the similarities of rows of x to rows of ref.
         student: z; the gradient goes into its x and ref.
-        groups: teachers, each of the student's B and R; no gradient goes into them.
+        groups: teachers, each of the student's B and R; no gradient goes into them, nor into weights.
         temperature: T > 0.
+        first_self: the column in which row 0 meets itself; it, and the one after it in row 1, and so
+            on, are left out of the softmax. None: every entry counts.
 
     Returns:
         A scalar a group.
 
     Example:
         >>> import torch
-        >>> from pml_s2sd.distillation import Space, mean_divergences
+        >>> from pml_s2sd.distillation import Space, Teaching, mean_divergences
         >>> z = torch.eye(2)
-        >>> mean_divergences(lambda x, ref: x @ ref.T, Space(z, z), [[Space(z, z)]], temperature=1.0)
+        >>> mean_divergences(lambda x, ref: x @ ref.T, Space(z, z), [Teaching([Space(z, z)])], temperature=1.0)
         [tensor(0.)]
     """
     if len(student.x) * len(student.ref) > PLAIN_ENTRIES:
-        return _mean_divergences_in_blocks(D, student, groups, temperature)
-    log_probs = row_log_probs(D(*student), temperature)
+        return _mean_divergences_in_blocks(D, student, groups, temperature, first_self)
+    log_probs = row_log_probs(D(*student), temperature, first_self)
     with torch.no_grad():
-        teachers = [[t.detach() if isinstance(t, torch.Tensor) else D(*t) for t in group] for group in groups]
-    return [torch.stack([divergence(log_probs, t, temperature) for t in group]).mean() for group in teachers]
+        similarities = [[t.detach() if isinstance(t, torch.Tensor) else D(*t) for t in g.teachers] for g in groups]
+    return [
+        _weighted_mean([divergence(log_probs, t, temperature, first_self) for t in teachers], group.weights)
+        for teachers, group in zip(similarities, groups, strict=True)
+    ]
 
 
-def divergence(student_log_probs: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+def _weighted_mean(values: Sequence[torch.Tensor], weights: torch.Tensor | None) -> torch.Tensor:
+    stacked = torch.stack(list(values))
+    return stacked.mean() if weights is None else (weights * stacked).sum()
+
+
+def divergence(
+    student_log_probs: torch.Tensor, teacher: torch.Tensor, temperature: float, first_self: int | None = None
+) -> torch.Tensor:
     """KL(D^z, D^t) = T² / B · Σ_rows KL( softmax(D^t / T) ‖ softmax(D^z / T) )
 
     Args:
@@ -68,6 +92,7 @@ def divergence(student_log_probs: torch.Tensor, teacher: torch.Tensor, temperatu
             rather than D^z, so that several teachers share them.
         teacher: D^t, (B, R).
         temperature: T > 0.
+        first_self: as in `mean_divergences`.
 
     Returns:
         A scalar, at least 0, and 0 where student and teacher agree.
@@ -81,33 +106,43 @@ def divergence(student_log_probs: torch.Tensor, teacher: torch.Tensor, temperatu
         >>> divergence(row_log_probs(D, temperature=1.0), D, temperature=1.0).item()
         0.0
     """
-    kl = F.kl_div(student_log_probs, row_log_probs(teacher, temperature), reduction="batchmean", log_target=True)
-    return temperature**2 * kl
+    teacher_log_probs = row_log_probs(teacher, temperature, first_self)
+    return temperature**2 * F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
 
 
-def row_log_probs(similarities: torch.Tensor, temperature: float) -> torch.Tensor:
-    """log softmax(D / T) over each row, in D's dtype."""
-    return F.log_softmax(similarities / temperature, dim=1)
+def row_log_probs(similarities: torch.Tensor, temperature: float, first_self: int | None = None) -> torch.Tensor:
+    """log softmax(D / T) over each row, in D's dtype, without the entries that `first_self` leaves out."""
+    logits = similarities / temperature
+    if first_self is not None:
+        itself = first_self + torch.arange(len(logits), device=logits.device)
+        logits = logits.scatter(1, itself[:, None], -torch.finfo(logits.dtype).max / 8)
+    return F.log_softmax(logits, dim=1)
 
 
 @torch.compiler.disable
 def _mean_divergences_in_blocks(
-    D: Matrix, student: Space, groups: Sequence[Sequence[Teacher]], temperature: float
+    D: Matrix, student: Space, groups: Sequence[Teaching], temperature: float, first_self: int | None
 ) -> list[torch.Tensor]:
-    return list(_BlockwiseDivergences.apply(D, groups, temperature, *student))
+    return list(_BlockwiseDivergences.apply(D, groups, temperature, first_self, *student))
 
 
 class _BlockwiseDivergences(torch.autograd.Function):
     """`mean_divergences`, a block of rows at a time; the gradient with respect to D^z is known in closed form,
 
-    ∂ (1/m) Σ_i KL(D^z, D^{t_i}) / ∂D^z = T / B · ( softmax(D^z / T) - (1/m) Σ_i softmax(D^{t_i} / T) ),
+    ∂ Σ_i w_i KL(D^z, D^{t_i}) / ∂D^z = T / B · Σ_i w_i ( softmax(D^z / T) - softmax(D^{t_i} / T) ),
 
     and taken on to z by D's own derivative while the block is at hand.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, D: Matrix, groups: Sequence[Sequence[Teacher]], T: float, x: torch.Tensor, ref: torch.Tensor
+        ctx: Any,
+        D: Matrix,
+        groups: Sequence[Teaching],
+        T: float,
+        first_self: int | None,
+        x: torch.Tensor,
+        ref: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         B, R = len(x), len(ref)
         with_gradient = any(ctx.needs_input_grad)
@@ -119,17 +154,20 @@ class _BlockwiseDivergences(torch.autograd.Function):
             block, columns = x[rows].detach().requires_grad_(), ref.detach().requires_grad_()
             with torch.set_grad_enabled(with_gradient):
                 similarities = D(block, columns)
-            log_p = row_log_probs(similarities.detach(), T)
-            for k, group in enumerate(groups):
-                toward_p = log_p.exp() if with_gradient else None
-                for teacher in group:
+            itself = None if first_self is None else first_self + start
+            log_p = row_log_probs(similarities.detach(), T, itself)
+            p = log_p.exp()
+            for k, (teachers, weights) in enumerate(groups):
+                toward_p = torch.zeros_like(p) if with_gradient else None
+                for i, teacher in enumerate(teachers):
+                    w = 1 / len(teachers) if weights is None else weights[i]
                     known = isinstance(teacher, torch.Tensor)
                     t = teacher[rows].detach() if known else D(teacher.x[rows], teacher.ref)  # type: ignore[union-attr]
-                    log_q = row_log_probs(t, T)
+                    log_q = row_log_probs(t, T, itself)
                     q = log_q.exp()
-                    values[k] += (T**2 / B / len(group)) * torch.sum(q * log_q.sub_(log_p))
+                    values[k] += (T**2 / B) * w * torch.sum(q * log_q.sub_(log_p))
                     if toward_p is not None:
-                        toward_p.sub_(q, alpha=1 / len(group))
+                        toward_p += q.sub_(p).mul_(-w)
                 if toward_p is not None:
                     wanted = (block, columns)
                     into_block, into_columns = torch.autograd.grad(
@@ -146,4 +184,4 @@ class _BlockwiseDivergences(torch.autograd.Function):
         saved = ctx.saved_tensors
         into_x = sum(g * of_value for g, of_value in zip(saved[0::2], of_values, strict=True))
         into_ref = sum(g * of_value for g, of_value in zip(saved[1::2], of_values, strict=True))
-        return None, None, None, into_x, into_ref
+        return None, None, None, None, into_x, into_ref

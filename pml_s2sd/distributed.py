@@ -187,14 +187,25 @@ class Everyone:
         return self.gathering.share * value + ref[:0].sum()
 
     @torch.compiler.disable
-    def compared(self) -> tuple[S2SDEmbeddings, S2SDEmbeddings, slice | None]:
-        """What distillation compares: samples, references (or none), and which of the samples are this process's."""
-        batch, ref = self.own
+    def compared(
+        self, batch: S2SDEmbeddings, ref: S2SDEmbeddings
+    ) -> tuple[S2SDEmbeddings, S2SDEmbeddings, slice | None]:
+        """What distillation compares: samples, references (or none), and which of the samples are this process's.
+
+        Args:
+            batch, ref: this process's, as given; through their base embeddings the gradient comes back.
+        """
         if self.ref_gathering is None:
             z = self.gathering.parts_everywhere(batch.embeddings, self.batch.embeddings)
             return S2SDEmbeddings(z, self.batch.aux, self.batch.features), ref, self.gathering.own
         z = self.ref_gathering.parts_everywhere(ref.embeddings, self.ref.embeddings)
         return batch, S2SDEmbeddings(z, self.ref.aux, self.ref.features), None
+
+    @torch.compiler.disable
+    def compared_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """The labels of all samples, or of all references, in the order of `compared`."""
+        gathering = self.gathering if self.ref_gathering is None else self.ref_gathering
+        return gathering.rows_of_all(labels.to(self.own[0].embeddings.device))
 
 
 def _of_all(own: S2SDEmbeddings, gathering: Gathering, aux: bool, features: bool) -> S2SDEmbeddings:

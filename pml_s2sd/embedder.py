@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import nn
@@ -61,6 +62,13 @@ class Embedder(nn.Module):
         return f"in_features={self.in_features}, embedding_size={self.embedding_size}"
 
 
+def _mlp(in_features: int, size: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(in_features, size), nn.ReLU(), nn.Linear(size, size))
+
+
+AUX_HEADS: dict[str, Callable[[int, int], nn.Module]] = {"mlp": _mlp, "linear": nn.Linear}
+
+
 class S2SDEmbedder(Embedder):
     """A linear embedder with auxiliary heads in larger spaces, for training with `S2SDLoss`.
 
@@ -76,6 +84,8 @@ class S2SDEmbedder(Embedder):
         head: replaces the linear f by a module from (B, F) to (B, d).
         aggregate_pooling: the auxiliary heads and the feature teacher see global average pooling
             plus global max pooling (variant MSDFA); f keeps average pooling. Needs feature maps.
+        aux_head: ``"mlp"``, the paper's g_i above, or ``"linear"``, g_i = Linear(F, d_i).
+        aux_gradient: whether the auxiliary heads train the trunk too, as in the paper.
 
     Input: features (B, F), or feature maps (B, F, H, W) that it pools itself; floating point.
     Output: `S2SDEmbeddings` in training mode, a tensor (B, d) in eval mode.
@@ -105,6 +115,8 @@ class S2SDEmbedder(Embedder):
         *,
         head: nn.Module | None = None,
         aggregate_pooling: bool = False,
+        aux_head: Literal["mlp", "linear"] = "mlp",
+        aux_gradient: bool = True,
     ) -> None:
         super().__init__(in_features, embedding_size, head)
         if isinstance(aux_sizes, int):
@@ -114,10 +126,11 @@ class S2SDEmbedder(Embedder):
         for size in aux_sizes:
             check_int("each of aux_sizes", size, at_least=1)
         self.aux_sizes = tuple(aux_sizes)
+        if aux_head not in AUX_HEADS:
+            raise ValueError(f"aux_head must be one of {', '.join(AUX_HEADS)}, got {aux_head!r}")
         self.aggregate_pooling = aggregate_pooling
-        self.aux_heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(in_features, size), nn.ReLU(), nn.Linear(size, size)) for size in self.aux_sizes
-        )
+        self.aux_gradient = aux_gradient
+        self.aux_heads = nn.ModuleList(AUX_HEADS[aux_head](in_features, size) for size in self.aux_sizes)
 
     def forward(self, features: torch.Tensor) -> S2SDEmbeddings | torch.Tensor:  # type: ignore[override]
         check_features(features, self.in_features, maps_only=self.aggregate_pooling and self.training)
@@ -127,7 +140,8 @@ class S2SDEmbedder(Embedder):
             return z
         if self.aggregate_pooling:
             pooled = pooled + max_pool(features)
-        return S2SDEmbeddings(z, tuple(g(pooled) for g in self.aux_heads), pooled)
+        into_heads = pooled if self.aux_gradient else pooled.detach()
+        return S2SDEmbeddings(z, tuple(g(into_heads) for g in self.aux_heads), pooled)
 
     def deploy(self) -> Embedder:
         """The inference-only module: a copy of the base head, in eval mode, no auxiliary parameter left.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
@@ -12,6 +12,8 @@ from pytorch_metric_learning.losses import CrossBatchMemory
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import nn
 
+from .advantage import Advantage
+from .balance import Balance
 from .checks import (
     check_batch,
     check_embedder,
@@ -20,7 +22,7 @@ from .checks import (
     check_labels,
     check_number,
 )
-from .distillation import Space, Teacher, mean_divergences
+from .distillation import PLAIN_ENTRIES, Space, Teacher, Teaching, mean_divergences
 from .distributed import Everyone, several_processes
 from .embedder import S2SDEmbedder
 from .embeddings import S2SDEmbeddings, base_embeddings
@@ -28,6 +30,10 @@ from .objectives import ObjectiveOrFactory, aux_objectives, base_objective
 from .shared_cosine import SharedCosine, is_plain_cosine, share
 from .similarity import Similarity
 from .space import SpaceBatch, objective_value
+
+AUTO_RATIO = 1.0
+"""r: with an automatic weight, a distillation term's gradient is as long as the objective's."""
+AUTO_TEMPERATURE = 0.1
 
 
 class S2SDLoss(nn.Module):
@@ -58,12 +64,25 @@ class S2SDLoss(nn.Module):
         aux_loss: another objective, or callable, for the auxiliary spaces.
         miner: a PML miner; each space mines its own tuples.
         distill_weight: γ ≥ 0. The paper's 50 belongs to a pretrained trunk and a learning rate of
-            1e-5; training from scratch wants γ between 1 and 5.
-        temperature: T > 0.
-        feature_weight: γ_F ≥ 0.
+            1e-5; training from scratch wants γ between 1 and 5. ``"auto"``: see below.
+        temperature: T > 0; by default 1, as in the paper, or 0.1 where a weight is automatic.
+        include_diagonal: whether a sample's similarity to itself counts in the softmax; by default it
+            does, as in the paper, and does not where a weight is automatic.
+        feature_weight: γ_F ≥ 0, or ``"auto"``.
         feature_delay: feature distillation starts after this many training calls.
         distance: gives D; a PML distance. Where small means similar (`LpDistance`, `SNRDistance`),
             its negative is the similarity.
+
+    With ``distill_weight="auto"`` (or feature_weight, or both) there is no γ to choose: the objective is
+
+        L(z) + (1/m) Σ_i L(a_i) + Σ_i w_i KL(D^z, D^{a_i}),
+
+    and the gradients of L(z) and of the KL term into z are brought to the same length by `Balance`,
+    in the one backward pass. A teacher is followed only while its space retrieves better than the base
+    space: w is `Advantage`'s. The embedder for it is `S2SDEmbedder(…, aux_head="linear",
+    aux_gradient=False)`, which `s2sd` makes: linear heads are the better teachers for every objective
+    measured, and without their gradient the trunk learns as it would from L(z) alone, when no teacher is
+    followed. References get no gradient from a balanced term.
 
     Inputs (``loss_func(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``):
         embeddings: `S2SDEmbeddings` of a batch of B ≥ 1 samples; in eval mode also a tensor (B, d).
@@ -83,7 +102,9 @@ class S2SDLoss(nn.Module):
     Attributes:
         terms: of the last training call, of this process, detached scalars: ``base`` L(z), ``aux`` (1/m) Σ L(a_i),
             ``distill`` (1/m) Σ KL(D^z, D^{a_i}), ``feature`` KL(D^z, D^φ); unweighted, 0 where a
-            term is absent, switched off or not started. ``.item()`` them when you log, not before.
+            term is absent, switched off or not started. ``.item()`` them when you log, not before. Where
+            a weight is automatic also ``distill_weight`` or ``feature_weight``: the weight that was in
+            force in the backward pass, 0 before it.
         calls: the number of training calls so far, part of the state_dict, as are the positions of
             PML's memory queues.
         base_loss, aux_losses: the objective of each space, the latter by the names ``a1`` … ``am``.
@@ -116,9 +137,10 @@ class S2SDLoss(nn.Module):
         *,
         aux_loss: ObjectiveOrFactory | None = None,
         miner: nn.Module | None = None,
-        distill_weight: float = 50.0,
-        temperature: float = 1.0,
-        feature_weight: float = 0.0,
+        distill_weight: float | Literal["auto"] = 50.0,
+        temperature: float | None = None,
+        include_diagonal: bool | None = None,
+        feature_weight: float | Literal["auto"] = 0.0,
         feature_delay: int = 1000,
         distance: BaseDistance | None = None,
     ) -> None:
@@ -126,9 +148,14 @@ class S2SDLoss(nn.Module):
         if isinstance(loss, S2SDLoss) or isinstance(aux_loss, S2SDLoss):
             raise TypeError("loss is an S2SDLoss already; pass the PML objective that is inside it")
         check_embedder(embedder)
-        check_number("distill_weight", distill_weight, at_least=0)
-        check_number("feature_weight", feature_weight, at_least=0)
+        _check_weight("distill_weight", distill_weight)
+        _check_weight("feature_weight", feature_weight)
+        automatic = "auto" in (distill_weight, feature_weight)
+        temperature = (AUTO_TEMPERATURE if automatic else 1.0) if temperature is None else temperature
         check_number("temperature", temperature, above=0)
+        include_diagonal = (not automatic) if include_diagonal is None else include_diagonal
+        if not isinstance(include_diagonal, bool):
+            raise TypeError(f"include_diagonal must be a bool, got {include_diagonal!r}")
         check_int("feature_delay", feature_delay, at_least=0)
         check_instance("miner", miner, nn.Module, "a pytorch_metric_learning miner")
         check_instance("distance", distance, BaseDistance, "a pytorch_metric_learning distance")
@@ -140,9 +167,13 @@ class S2SDLoss(nn.Module):
         self.miner = miner
         self.aux_miners = _by_space([copy.deepcopy(miner) for _ in self.aux_sizes])
         self._shared = [share(*parts) for parts in zip(self.aux_losses.values(), self.aux_miners.values(), strict=True)]
-        self.distill_weight = float(distill_weight)
+        self.distill_weight = distill_weight if distill_weight == "auto" else float(distill_weight)
         self.temperature = float(temperature)
-        self.feature_weight = float(feature_weight)
+        self.include_diagonal = include_diagonal
+        self.feature_weight = feature_weight if feature_weight == "auto" else float(feature_weight)
+        self.balance = Balance(AUTO_RATIO) if automatic else None
+        followed = distill_weight == "auto" and len(self.aux_sizes) > 0
+        self.advantage = Advantage(len(self.aux_sizes)) if followed else None
         self.feature_delay = feature_delay
         self.distance = CosineSimilarity() if distance is None else distance
         self.terms: dict[str, torch.Tensor] = {}
@@ -173,24 +204,42 @@ class S2SDLoss(nn.Module):
         batch = cast(S2SDEmbeddings, embeddings)
         ref = cast(S2SDEmbeddings, ref_emb) if ref_emb is not None else self._no_references
         everyone = self._gather(batch, labels, ref, arguments) if several_processes() else None
+        for_objective, for_distill, for_feature = self._split(batch.embeddings)
         try:
-            base, aux = self._objective_terms(batch, labels, ref, arguments, everyone)
-            distill, feature = self._distillation_terms(batch, ref, everyone)
+            objective_batch = S2SDEmbeddings(for_objective, batch.aux, batch.features)
+            base, aux = self._objective_terms(objective_batch, labels, ref, arguments, everyone)
+            distill, feature = self._distillation_terms(
+                batch, (for_distill, for_feature), ref, everyone, labels, ref_labels
+            )
         finally:
             for shared in filter(None, self._shared):
                 shared.forget()
 
-        total = base if aux is None else 0.5 * (base + aux)
+        share = 0.5 if self.balance is None else 1.0
+        total = base if aux is None else share * (base + aux)
         if distill is not None:
-            total = total + self.distill_weight * distill
+            total = total + _fixed(self.distill_weight) * distill
         if feature is not None:
-            total = total + self.feature_weight * feature
+            total = total + _fixed(self.feature_weight) * feature
 
         zero = torch.zeros_like(base)
         terms = {"base": base, "aux": aux, "distill": distill, "feature": feature}
         self.terms = {name: zero if term is None else term.detach() for name, term in terms.items()}
+        if self.balance is not None:
+            names = [n for n, w in (("distill", self.distill_weight), ("feature", self.feature_weight)) if w == "auto"]
+            self.terms |= {f"{name}_weight": w for name, w in zip(names, self.balance.weights, strict=True)}
         self.calls += 1
         return total
+
+    def _split(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """z for the objective, for distillation from the auxiliary spaces, and for that from the features."""
+        if self.balance is None:
+            return z, z, z
+        automatic = [weight == "auto" for weight in (self.distill_weight, self.feature_weight)]
+        for_objective, balanced = self.balance.split(z, sum(automatic))
+        rest = iter(balanced)
+        for_distill, for_feature = (next(rest) if auto else z for auto in automatic)
+        return for_objective, for_distill, for_feature
 
     def _objective_terms(
         self,
@@ -213,25 +262,43 @@ class S2SDLoss(nn.Module):
         return base, torch.stack(aux).mean() if aux else None
 
     def _distillation_terms(
-        self, batch: S2SDEmbeddings, ref: S2SDEmbeddings, everyone: Everyone | None
+        self,
+        batch: S2SDEmbeddings,
+        students: tuple[torch.Tensor, torch.Tensor],
+        ref: S2SDEmbeddings,
+        everyone: Everyone | None,
+        labels: torch.Tensor | None,
+        ref_labels: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """(1/m) Σ_i KL(D^z, D^{a_i}) and KL(D^z, D^φ), each None where it is switched off."""
+        """Σ_i w_i KL(D^z, D^{a_i}) and KL(D^z, D^φ), each None where it is switched off."""
         from_aux, from_features = self._distills
         if not (from_aux or from_features):
             return None, None
-        own = None
-        if everyone is not None:
-            batch, ref, own = everyone.compared()
         D = Similarity(self.distance)
-        student = _space(D, batch.embeddings, ref.embeddings, own)
+        wanted = [z for z, is_wanted in zip(students, (from_aux, from_features), strict=True) if is_wanted]
+        if self.balance is None:  # one student for both terms, as their gradients are not balanced apart
+            wanted = wanted[:1]
+        spaces = []
+        for z in wanted:
+            compared, ref_compared, own = self._compared(batch, z, ref, everyone)
+            spaces.append(_space(D, compared.embeddings, ref_compared.embeddings, own))
+        first_self = None if ref.embeddings is not None else (0 if own is None else own.start)
         with torch.no_grad():
             groups = []
             if from_aux:
-                spaces = zip(batch.aux, ref.aux, self._shared, strict=True)
-                groups.append([_aux_teacher(D, a, ref_a, own, shared) for a, ref_a, shared in spaces])
+                aux = zip(compared.aux, ref_compared.aux, self._shared, strict=True)
+                teachers = [_aux_teacher(D, a, ref_a, own, shared) for a, ref_a, shared in aux]
+                groups.append(self._followed(D, spaces[0], teachers, labels, ref_labels, everyone, first_self))
             if from_features:
-                groups.append([_space(D, batch.features, ref.features, own)])
-        divergences = mean_divergences(D, student, groups, self.temperature)
+                groups.append(Teaching([_space(D, compared.features, ref_compared.features, own)]))
+        left_out = None if self.include_diagonal else first_self
+        if len(spaces) == 1:
+            divergences = mean_divergences(D, spaces[0], groups, self.temperature, left_out)
+        else:
+            divergences = [
+                mean_divergences(D, space, [group], self.temperature, left_out)[0]
+                for space, group in zip(spaces, groups, strict=True)
+            ]
         if everyone is not None:  # this process's part of the mean over all rows
             divergences = [everyone.gathering.share * divergence for divergence in divergences]
         distill = divergences[0] if from_aux else None
@@ -239,6 +306,40 @@ class S2SDLoss(nn.Module):
         # torch.compile does not compile anew as it grows.
         feature = divergences[-1] * (self.calls >= self.feature_delay) if from_features else None
         return distill, feature
+
+    def _compared(
+        self, batch: S2SDEmbeddings, z: torch.Tensor, ref: S2SDEmbeddings, everyone: Everyone | None
+    ) -> tuple[S2SDEmbeddings, S2SDEmbeddings, slice | None]:
+        """What distillation compares: samples, references (or none), and which of the samples are this process's."""
+        if self.balance is not None and ref.embeddings is not None:
+            ref = S2SDEmbeddings(ref.embeddings.detach(), ref.aux, ref.features)
+        batch = S2SDEmbeddings(z, batch.aux, batch.features)
+        return (batch, ref, None) if everyone is None else everyone.compared(batch, ref)
+
+    def _followed(
+        self,
+        D: Similarity,
+        student: Space,
+        teachers: list[Teacher],
+        labels: torch.Tensor | None,
+        ref_labels: torch.Tensor | None,
+        everyone: Everyone | None,
+        first_self: int | None,
+    ) -> Teaching:
+        """The auxiliary spaces as teachers, all alike or, with an automatic weight, those with an advantage."""
+        if self.advantage is None or labels is None or (first_self is None and ref_labels is None):
+            return Teaching(teachers)
+        columns = labels if first_self is not None else ref_labels
+        if everyone is not None:
+            columns = everyone.compared_labels(columns)
+        assert columns is not None
+        rows = max(1, PLAIN_ENTRIES // len(student.ref))
+        similarities = [t[:rows] if isinstance(t, torch.Tensor) else D(t.x[:rows], t.ref) for t in (student, *teachers)]
+        device = student.x.device
+        followed = self.advantage(similarities, labels[:rows].to(device), columns.to(device), first_self)
+        if rows >= len(student.x):
+            teachers = list(similarities[1:])
+        return Teaching(teachers, followed)
 
     @property
     def _losses(self) -> list[nn.Module]:
@@ -251,7 +352,7 @@ class S2SDLoss(nn.Module):
     @property
     def _distills(self) -> tuple[bool, bool]:
         """Whether the auxiliary spaces, and whether the features, are teachers."""
-        return self.distill_weight > 0 and len(self.aux_sizes) > 0, self.feature_weight > 0
+        return self.distill_weight != 0 and len(self.aux_sizes) > 0, self.feature_weight != 0
 
     def _gather(
         self, batch: S2SDEmbeddings, labels: torch.Tensor | None, ref: S2SDEmbeddings, arguments: dict[str, Any]
@@ -303,8 +404,22 @@ class S2SDLoss(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"distill_weight={self.distill_weight}, temperature={self.temperature}, "
+            f"include_diagonal={self.include_diagonal}, "
             f"feature_weight={self.feature_weight}, feature_delay={self.feature_delay}"
         )
+
+
+def _check_weight(name: str, weight: Any) -> None:
+    if isinstance(weight, str):
+        if weight != "auto":
+            raise ValueError(f'{name} must be a number or "auto", got {weight!r}')
+    else:
+        check_number(name, weight, at_least=0)
+
+
+def _fixed(weight: float | str) -> float:
+    """The factor of a term in the sum; a balanced term's gradient is scaled on its way back instead."""
+    return 1.0 if isinstance(weight, str) else weight
 
 
 def _by_space(modules: Sequence[nn.Module | None]) -> nn.ModuleDict:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
 from torch import nn
 
 
@@ -85,10 +86,17 @@ def _inverse_norms(x: torch.Tensor) -> torch.Tensor:
 def share(*parts: nn.Module | None) -> SharedCosine | None:
     """Give an objective and its miner one SharedCosine in place of a plain CosineSimilarity, if they have one."""
     shared = SharedCosine()
-    with_cosine = [part for part in parts if is_plain_cosine(getattr(part, "distance", None))]
+    inside = [_unwrapped(part) for part in parts]
+    with_cosine = [part for part in inside if is_plain_cosine(getattr(part, "distance", None))]
     for part in with_cosine:
-        part.distance = shared  # type: ignore[union-attr]
+        part.distance = shared
     return shared if with_cosine else None
+
+
+def _unwrapped(part: nn.Module | None) -> Any:
+    if isinstance(part, DistributedLossWrapper):
+        return part.loss
+    return part.miner if isinstance(part, DistributedMinerWrapper) else part
 
 
 def is_plain_cosine(distance: Any) -> bool:

@@ -26,6 +26,9 @@ VARIANTS = {
 }
 
 
+EMBEDDER_OPTIONS = ("aux_sizes", "head", "aux_head", "aux_gradient")
+
+
 def s2sd(
     loss: ObjectiveOrFactory,
     in_features: int,
@@ -47,8 +50,10 @@ def s2sd(
         in_features: F, the number of features (channels) of the trunk.
         embedding_size: d, the size of the embeddings that are kept.
         variant: its name, in any case.
-        options: go to `S2SDEmbedder` (``aux_sizes``, ``head``) and `S2SDLoss` (all others);
-            see there. Defaults are the authors': γ = γ_F = 50, T = 1.
+        options: go to `S2SDEmbedder` (``aux_sizes``, ``head``, ``aux_head``, ``aux_gradient``) and
+            `S2SDLoss` (all others); see there. Defaults are the authors': γ = γ_F = 50, T = 1. With
+            ``distill_weight="auto"`` they are those that it was measured with: γ_F automatic too in
+            MSDF and MSDFA, T = 0.1 without the diagonal, linear heads that leave the trunk alone.
 
     Returns:
         ``(embedder, loss_func)``: a `S2SDEmbedder` and the `S2SDLoss` made for it.
@@ -71,10 +76,13 @@ def s2sd(
     chosen = VARIANTS.get(variant.upper()) if isinstance(variant, str) else None
     if chosen is None:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
-    embedder_options: dict[str, Any] = {name: options.pop(name) for name in ("aux_sizes", "head") if name in options}
+    embedder_options: dict[str, Any] = {name: options.pop(name) for name in EMBEDDER_OPTIONS if name in options}
     _check_options(variant.upper(), chosen, embedder_options, options)
     embedder_options.setdefault("aux_sizes", chosen.aux_sizes)
-    options.setdefault("feature_weight", chosen.feature_weight)
+    automatic = chosen.feature_weight and options.get("distill_weight") == "auto"
+    options.setdefault("feature_weight", "auto" if automatic else chosen.feature_weight)
+    if "auto" in (options.get("distill_weight"), options["feature_weight"]):
+        embedder_options = {"aux_head": "linear", "aux_gradient": False, **embedder_options}
     embedder = S2SDEmbedder(in_features, embedding_size, aggregate_pooling=chosen.aggregate_pooling, **embedder_options)
     return embedder, S2SDLoss(loss, embedder, **options)
 
@@ -85,7 +93,9 @@ def _check_options(name: str, variant: Variant, embedder_options: dict[str, Any]
     accepted = [p for p in inspect.signature(S2SDLoss).parameters if p not in ("loss", "embedder")]
     for option in loss_options:
         if option not in accepted:
-            raise TypeError(f"unknown option {option!r}; expected one of aux_sizes, head, {', '.join(accepted)}")
+            raise TypeError(
+                f"unknown option {option!r}; expected one of {', '.join(EMBEDDER_OPTIONS)}, {', '.join(accepted)}"
+            )
     if not variant.feature_weight and loss_options.get("feature_weight"):
         raise ValueError(
             f"{name} has no feature distillation, got feature_weight={loss_options['feature_weight']}; "

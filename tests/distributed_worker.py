@@ -40,6 +40,7 @@ class Case(NamedTuple):
     ddp_loss: bool = False
     sorted_labels: bool = False
     compiled: bool = False
+    automatic: bool = False
 
 
 class LowLabelsMiner(miners.BaseMiner):
@@ -82,6 +83,9 @@ CASES = {
     "proxies": Case(lambda: losses.ProxyAnchorLoss(6, 4), uneven=True),
     "proxies, loss in DDP": Case(lambda: losses.ProxyAnchorLoss(6, 4), ddp_loss=True),
     "proxies, not wrapped, loss in DDP": Case(lambda: losses.NormalizedSoftmaxLoss(6, 4), wrapped=False, ddp_loss=True),
+    "automatic weight": Case(losses.ContrastiveLoss, automatic=True, variant="MSD", uneven=True),
+    "automatic weights": Case(multi_similarity, automatic=True, uneven=True),
+    "automatic weight, references": Case(losses.ContrastiveLoss, automatic=True, variant="MSD", ref=True),
     "class weights": Case(lambda: losses.ArcFaceLoss(6, 4), uneven=True, variant="MSD"),
 }
 
@@ -114,8 +118,9 @@ def build(case: Case, wrap: bool) -> Run:
     inside = {} if case.outside or case.miner is None else {"miner": case.miner()}
     delay = {"feature_delay": 1} if "F" in case.variant else {}
     sizes = AUX_SIZES.get(case.variant, (6, 10))
+    weight = "auto" if case.automatic else 3.0
     embedder, loss_func = s2sd(
-        objective, FEATURES, 4, case.variant, aux_sizes=sizes, distill_weight=3.0, temperature=0.3, **delay, **inside
+        objective, FEATURES, 4, case.variant, aux_sizes=sizes, distill_weight=weight, temperature=0.3, **delay, **inside
     )
     for module in (embedder, loss_func):
         module.double()

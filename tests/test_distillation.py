@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance, SNRDistance
 
 from pml_s2sd import distillation
-from pml_s2sd.distillation import Space, mean_divergences
+from pml_s2sd.distillation import Space, Teaching, mean_divergences
 from pml_s2sd.similarity import Similarity
 
 cosine = Similarity(CosineSimilarity())
@@ -23,8 +23,9 @@ def space(x, ref=None, D=cosine):
     return Space(x, x if ref is None else D.prepare(ref))
 
 
-def distil(student, teacher, temperature, student_ref=None, teacher_ref=None):
-    return mean_divergences(cosine, space(student, student_ref), [[space(teacher, teacher_ref)]], temperature)[0]
+def distil(student, teacher, temperature, student_ref=None, teacher_ref=None, first_self=None):
+    group = Teaching([space(teacher, teacher_ref)])
+    return mean_divergences(cosine, space(student, student_ref), [group], temperature, first_self)[0]
 
 
 @pytest.fixture
@@ -75,10 +76,24 @@ def test_laws(B, d, T, seed, scale):
 
 def test_mean_over_the_teachers_of_each_group():
     z, teachers = random_batch(6, 3, 0), [random_batch(6, d, d) for d in (4, 5, 6)]
-    groups = [[space(t) for t in teachers], [space(teachers[1])]]
+    groups = [Teaching([space(t) for t in teachers]), Teaching([space(teachers[1])])]
     found = mean_divergences(cosine, space(z), groups, 0.5)
     expected = [sum(kl(z, t, 0.5) for t in teachers) / 3, kl(z, teachers[1], 0.5)]
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 7), columns, columns, temperatures, seeds)
+def test_without_the_diagonal_the_softmax_is_over_the_others(B, d, d_t, T, seed):
+    z, t = random_batch(B, d, seed).requires_grad_(), random_batch(B, d_t, seed + 1)
+    found = distil(z, t, T, first_self=0)
+    expected = 0.0
+    for b in range(B):
+        others = [r for r in range(B) if r != b]
+        expected = expected + kl(z[[b]], t[[b]], T, z[others], t[others]) / B
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    gradients = [torch.autograd.grad(value, z)[0] for value in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-7, atol=1e-10)
 
 
 DISTANCES = {
@@ -92,7 +107,16 @@ DISTANCES = {
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("R", [None, 3, 9])
 @pytest.mark.parametrize("teachers_sizes", [[[4]], [[4, 5], [6]]], ids=["one group", "two groups"])
-def test_blocks_give_the_plain_value_and_gradient(distance, R, teachers_sizes, in_blocks, monkeypatch):
+@pytest.mark.parametrize("left_out", [False, True], ids=["whole", "without diagonal"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["equal", "weighted"])
+def test_blocks_give_the_plain_value_and_gradient(
+    distance, R, teachers_sizes, left_out, weighted, in_blocks, monkeypatch
+):
+    given = [
+        (sizes, torch.tensor([0.3, 0.9], dtype=torch.float64)[: len(sizes)] if weighted else None)
+        for sizes in teachers_sizes
+    ]
+    first_self = 0 if left_out and R is None else None
     D = Similarity(DISTANCES[distance])
     samples = [random_batch(8, d, d) for d in (3, 4, 5, 6)]
     refs = [None if R is None else random_batch(R, d, 10 + d) for d in (3, 4, 5, 6)]
@@ -100,8 +124,8 @@ def test_blocks_give_the_plain_value_and_gradient(distance, R, teachers_sizes, i
     def values_and_gradients():
         z = samples[0].clone().requires_grad_()
         z_ref = None if R is None else refs[0].clone().requires_grad_()
-        groups = [[space(samples[d - 3], refs[d - 3], D) for d in sizes] for sizes in teachers_sizes]
-        values = mean_divergences(D, space(z, z_ref, D), groups, 0.3)
+        groups = [Teaching([space(samples[d - 3], refs[d - 3], D) for d in sizes], w) for sizes, w in given]
+        values = mean_divergences(D, space(z, z_ref, D), groups, 0.3, first_self)
         inputs = [z] if R is None else [z, z_ref]
         weighted = sum((k + 2) * value for k, value in enumerate(values))
         return values, torch.autograd.grad(weighted, inputs)

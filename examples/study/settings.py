@@ -1,0 +1,61 @@
+"""The study's three settings: emoji from scratch, on a frozen pretrained trunk, and on its last blocks fine-tuned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from images import EmojiDataset, make_augmentation
+from network import SmallResNet
+from torch import nn
+
+from study.pretrained import FEATURES, LastBlocks, activations
+
+SETTINGS = ("scratch", "frozen", "tuned")
+
+
+class Setting:
+    """Training data, test data and a trunk.
+
+    Args:
+        name: one of `SETTINGS`.
+        cache: where the pretrained settings keep their activations.
+    """
+
+    def __init__(self, name: str, cache: Path) -> None:
+        self.name = name
+        self.objective_lr = 1e-2
+        if name == "scratch":
+            train, test = EmojiDataset(train=True), EmojiDataset(train=False)
+            self.train, self.train_labels = train.images[None], train.labels
+            self.test, self.test_labels = test.images, test.labels
+            self.features, self.epochs = SmallResNet.out_channels, 20
+            self.trunk_lr = self.head_lr = 3e-3
+            self.augment = make_augmentation()
+            return
+        made = activations(cache)
+        kind = "_features" if name == "frozen" else ""
+        self.train, self.test = made[f"train{kind}"], made[f"test{kind}"]
+        self.train_labels, self.test_labels = made["train_labels"], made["test_labels"]
+        self.features, self.epochs = FEATURES, 10
+        self.trunk_lr, self.head_lr = 1e-4, 1e-3
+
+    def trunk(self) -> nn.Module:
+        if self.name == "frozen":
+            return nn.Identity()
+        return (SmallResNet() if self.name == "scratch" else LastBlocks()).to(memory_format=torch.channels_last)
+
+    def batch(self, samples: torch.Tensor) -> torch.Tensor:
+        """The trunk's input for training samples, each in a view drawn at random."""
+        x = self.train[torch.randint(len(self.train), samples.shape), samples]
+        if self.name == "scratch":
+            x = self.augment(x.float() / 255)
+        return self._as_input(x)
+
+    def test_batches(self) -> list[torch.Tensor]:
+        scale = 255 if self.name == "scratch" else 1
+        return [self._as_input(batch / scale) for batch in self.test.split(512)]
+
+    @staticmethod
+    def _as_input(x: torch.Tensor) -> torch.Tensor:
+        return x.float().contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.float()

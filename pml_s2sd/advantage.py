@@ -1,0 +1,87 @@
+"""Advantage: which spaces retrieve better than the base space, and so have something to teach."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from .distributed import several_processes
+
+MEMORY = 0.98
+"""Share of the past in the running mean of the scores: about fifty steps."""
+
+
+class Advantage(nn.Module):
+    """How much each teacher is followed: equally those that retrieve better than the base space, the others not.
+
+        w_i = [s_i > s_z] / Σ_j [s_j > s_z],   0 where no teacher is better
+
+    s is the mean reciprocal rank of a sample's nearest neighbour of its own class, in the batch, as a
+    running mean over steps. Labels decide whether a teacher is followed, never what it teaches: its
+    distribution stays that of its similarities.
+
+    Args:
+        teachers: their number, m.
+
+    Attributes:
+        scores: (1 + m,), the running means, the base space's first; part of the state_dict.
+
+    Example:
+        >>> import torch
+        >>> from pml_s2sd.advantage import Advantage
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> right = (labels[:, None] == labels).float()
+        >>> unsure = torch.eye(4)[[1, 2, 3, 0]]  # finds the one of the own class for two of four
+        >>> Advantage(teachers=2)([unsure, -right, right], labels, labels, first_self=0)
+        tensor([0., 1.])
+    """
+
+    scores: torch.Tensor
+    started: torch.Tensor
+
+    def __init__(self, teachers: int) -> None:
+        super().__init__()
+        self.register_buffer("scores", torch.zeros(1 + teachers))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+
+    def forward(
+        self,
+        similarities: Sequence[torch.Tensor],
+        labels: torch.Tensor,
+        ref_labels: torch.Tensor,
+        first_self: int | None,
+    ) -> torch.Tensor:
+        """w, (m,), after this step's scores.
+
+        Args:
+            similarities: of the base space and of the teachers, (B, R) each.
+            labels, ref_labels: (B,) and (R,).
+            first_self: the column in which row 0 meets itself, which is not a neighbour; None without one.
+        """
+        now = torch.stack([reciprocal_ranks(D, labels, ref_labels, first_self) for D in similarities])  # (1 + m, 2)
+        if several_processes():
+            dist.all_reduce(now)
+        now = now[:, 0] / now[:, 1].clamp(min=1)
+        self.scores.copy_(torch.where(self.started, MEMORY * self.scores + (1 - MEMORY) * now, now))
+        self.started.fill_(True)
+        better = (self.scores[1:] > self.scores[0]).float()
+        return better / better.sum().clamp(min=1)
+
+
+def reciprocal_ranks(
+    D: torch.Tensor, labels: torch.Tensor, ref_labels: torch.Tensor, first_self: int | None
+) -> torch.Tensor:
+    """(Σ 1 / rank of the nearest of the own class, number of rows that have one)."""
+    same = labels[:, None] == ref_labels
+    others = D.detach().float()
+    if first_self is not None:
+        itself = first_self + torch.arange(len(D), device=D.device)[:, None]
+        same = same.scatter(1, itself, False)
+        others = others.scatter(1, itself, -torch.inf)
+    nearest = others.masked_fill(~same, -torch.inf).amax(dim=1, keepdim=True)
+    counted = same.any(dim=1)
+    ranks = 1 + (others > nearest).sum(dim=1)
+    return torch.stack([(counted / ranks).sum(), counted.sum()])

@@ -1,0 +1,219 @@
+"""distill_weight="auto": the balance of gradients, and teachers that are followed only where they retrieve better."""
+
+import copy
+
+import pytest
+import torch
+from plain_objective import BatchContrastive
+from pytorch_metric_learning import losses, miners
+
+from pml_s2sd import S2SDEmbedder, S2SDEmbeddings, S2SDLoss, s2sd
+from pml_s2sd.advantage import Advantage, reciprocal_ranks
+from pml_s2sd.balance import Balance
+
+LABELS = torch.arange(12) // 2
+
+
+def make(variant="MSD", **options):
+    torch.manual_seed(0)
+    embedder, loss_func = s2sd(
+        losses.MultiSimilarityLoss(), 16, 4, variant, aux_sizes=(6, 10), distill_weight="auto", **options
+    )
+    return embedder, loss_func, torch.randn(12, 16)
+
+
+def follow_all(loss_func, weights=(0.5, 0.5)):
+    loss_func.advantage.forward = lambda *_: torch.tensor(weights)
+
+
+def gradients(embedder, loss_func, x, scale=1.0):
+    embedder.zero_grad()
+    (scale * loss_func(embedder(x), LABELS)).backward()
+    return {name: p.grad.clone() for name, p in embedder.named_parameters()}
+
+
+def test_the_gradient_is_the_objectives_and_as_much_of_the_distillations():
+    embedder, loss_func, x = make()
+    follow_all(loss_func)
+    batch = embedder(x)
+    z = batch.embeddings.detach().requires_grad_()
+    loss_func(S2SDEmbeddings(z, batch.aux, batch.features), LABELS).backward()
+
+    apart = z.detach().requires_grad_()
+    (g1,) = torch.autograd.grad(losses.MultiSimilarityLoss()(apart, LABELS), apart)
+    _, fixed = s2sd(losses.MultiSimilarityLoss(), 16, 4, "MSD", aux_sizes=(6, 10), distill_weight=1.0)
+    fixed.temperature, fixed.include_diagonal = 0.1, False
+    fixed(S2SDEmbeddings(apart, batch.aux, batch.features), LABELS)
+    term = fixed._distillation_terms(
+        S2SDEmbeddings(apart, batch.aux, batch.features), (apart, apart), fixed._no_references, None, LABELS, None
+    )[0]
+    (g2,) = torch.autograd.grad(term, apart)
+    weight = g1.norm() / g2.norm()
+    torch.testing.assert_close(z.grad, g1 + weight * g2, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(loss_func.terms["distill_weight"], weight, rtol=1e-4, atol=0)
+
+
+def test_a_common_factor_of_the_loss_scales_the_gradient_and_leaves_the_weight():
+    """As a GradScaler's, and gradient accumulation's."""
+    embedder, loss_func, x = make()
+    follow_all(loss_func)
+    once = gradients(embedder, loss_func, x)
+    weight = loss_func.terms["distill_weight"].clone()
+    scaled = gradients(embedder, loss_func, x, scale=1024.0)
+    torch.testing.assert_close(loss_func.terms["distill_weight"], weight)
+    for name, gradient in once.items():
+        torch.testing.assert_close(scaled[name], 1024 * gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_when_no_teacher_is_better_the_step_is_the_objectives_alone():
+    embedder, loss_func, x = make()
+    follow_all(loss_func, (0.0, 0.0))
+    features = x.clone().requires_grad_()
+    loss_func(embedder(features), LABELS).backward()
+    alone = x.clone().requires_grad_()
+    head = copy.deepcopy(embedder.head)
+    head.zero_grad()
+    losses.MultiSimilarityLoss()(head(alone), LABELS).backward()
+    assert torch.equal(features.grad, alone.grad)
+    assert torch.equal(embedder.head.weight.grad, head.weight.grad)
+    assert loss_func.terms["distill_weight"] == 0
+
+
+def test_the_value_is_the_sum_of_the_terms():
+    embedder, loss_func, x = make("MSDF", feature_delay=0)
+    value = loss_func(embedder(x), LABELS)
+    t = loss_func.terms
+    torch.testing.assert_close(value.detach(), t["base"] + t["aux"] + t["distill"] + t["feature"])
+    value.backward()
+    assert t["feature_weight"] > 0
+
+
+def test_each_automatic_term_is_balanced_apart():
+    embedder, loss_func, x = make("MSDF", feature_delay=0)
+    follow_all(loss_func)
+    batch = embedder(x)
+    z = batch.embeddings.detach().requires_grad_()
+    loss_func(S2SDEmbeddings(z, batch.aux, batch.features), LABELS).backward()
+    apart = z.detach().requires_grad_()
+    objective = losses.MultiSimilarityLoss()(apart, LABELS)
+    (g1,) = torch.autograd.grad(objective, apart)
+    terms = loss_func._distillation_terms(batch, (apart, apart), loss_func._no_references, None, LABELS, None)
+    expected = g1.clone()
+    for term in terms:
+        (g,) = torch.autograd.grad(term, apart, retain_graph=True)
+        expected += g1.norm() / g.norm() * g
+    torch.testing.assert_close(z.grad, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_fixed_weight_beside_an_automatic_one_is_that_weight():
+    embedder, loss_func, x = make("MSDF", feature_delay=0, feature_weight=3.0)
+    loss_func(embedder(x), LABELS).backward()
+    assert "feature_weight" not in loss_func.terms and loss_func.feature_weight == 3.0
+
+
+def test_the_defaults_that_come_with_it_and_the_papers():
+    embedder, loss_func, _ = make()
+    assert isinstance(embedder.aux_heads[0], torch.nn.Linear) and not embedder.aux_gradient
+    assert (loss_func.temperature, loss_func.include_diagonal) == (0.1, False)
+    embedder, loss_func = s2sd(losses.MultiSimilarityLoss(), 16, 4, "MSD")
+    assert len(embedder.aux_heads[0]) == 3 and embedder.aux_gradient
+    assert (loss_func.temperature, loss_func.include_diagonal, loss_func.balance) == (1.0, True, None)
+    assert "advantage.scores" not in loss_func.state_dict()
+
+
+def test_another_word_is_refused():
+    with pytest.raises(ValueError, match="must be a number or \"auto\", got 'often'"):
+        S2SDLoss(losses.TripletMarginLoss(), S2SDEmbedder(8, 2, (4,)), distill_weight="often")
+    with pytest.raises(ValueError, match="aux_head must be one of mlp, linear"):
+        S2SDEmbedder(8, 2, (4,), aux_head="deep")
+
+
+def plain_reciprocal_ranks(D, labels, ref_labels, own):
+    total = count = 0
+    for b, row in enumerate(D.tolist()):
+        others = [
+            (value, int(label)) for r, (value, label) in enumerate(zip(row, ref_labels, strict=True)) if r != own(b)
+        ]
+        same = [value for value, label in others if label == labels[b]]
+        if same:
+            total += 1 / (1 + sum(value > max(same) for value, _ in others))
+            count += 1
+    return total, count
+
+
+@pytest.mark.parametrize("first_self", [0, 3, None])
+def test_scores_are_the_mean_reciprocal_rank_by_a_plain_loop(first_self):
+    torch.manual_seed(0)
+    ref_labels = torch.tensor([0, 1, 0, 2, 3, 1, 2, 2, 4])
+    rows = 6
+    start = first_self or 0
+    labels = ref_labels[start : start + rows] if first_self is not None else torch.tensor([0, 1, 2, 3, 4, 9])
+    D = torch.randn(rows, 9)
+    found = reciprocal_ranks(D, labels, ref_labels, first_self)
+    own = (lambda b: b + first_self) if first_self is not None else (lambda b: None)
+    torch.testing.assert_close(found, torch.tensor(plain_reciprocal_ranks(D, labels, ref_labels, own)).float())
+
+
+def test_only_better_teachers_are_followed_and_the_mean_runs_on():
+    advantage = Advantage(2)
+    right = (LABELS[:, None] == LABELS).float()
+    unsure = torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
+    assert advantage([unsure, right, -right], LABELS, LABELS, 0).tolist() == [1.0, 0.0]
+    before = advantage.scores.clone()
+    assert advantage([right, unsure, unsure], LABELS, LABELS, 0).tolist() == [1.0, 0.0]  # one batch does not turn it
+    torch.testing.assert_close(advantage.scores[0], 0.98 * before[0] + 0.02)
+    assert Advantage(1)([right, right], LABELS, LABELS, 0).tolist() == [0.0]
+
+
+def test_the_balance_of_nothing_is_nothing():
+    balance = Balance(1.0)
+    x = torch.ones(2, 3, requires_grad=True)
+    first, (second,) = balance.split(x, 1)
+    (first.sum() + 0 * second.sum()).backward()
+    assert torch.equal(x.grad, torch.ones(2, 3)) and balance.weights.tolist() == [0.0]
+
+
+def test_low_precision_gradients_are_balanced_in_float32():
+    balance = Balance(1.0)
+    x = torch.ones(64, 64, dtype=torch.float16, requires_grad=True)
+    first, (second,) = balance.split(x, 1)
+    (60000 * first.mean() + 100 * second.sum()).backward()  # squares overflow float16
+    expected = 2 * 60000 / 64**2
+    torch.testing.assert_close(x.grad.float(), torch.full((64, 64), expected), rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("variant", ["MSD", "MSDF", "MSDFA"])
+def test_compiled_steps_equal_eager_ones(variant):
+    def steps(compiling):
+        torch.manual_seed(0)
+        embedder, loss_func = s2sd(BatchContrastive(), 16, 4, variant, aux_sizes=(6, 10), distill_weight="auto")
+        x = torch.randn((12, 16, 2, 2) if variant == "MSDFA" else (12, 16))
+        step = compiling(lambda x: loss_func(embedder(x), LABELS))
+        for _ in range(3):
+            embedder.zero_grad()
+            value = step(x)
+            value.backward()
+        return value.detach(), [p.grad for p in embedder.parameters()], loss_func.terms["distill_weight"]
+
+    torch._dynamo.reset()
+    torch.testing.assert_close(steps(lambda f: torch.compile(f, backend="aot_eager")), steps(lambda f: f))
+
+
+def test_references_get_the_objectives_gradient_alone():
+    embedder, loss_func, x = make()
+    follow_all(loss_func)
+    batch, ref = embedder(x), embedder(torch.randn(12, 16))
+    z_ref = ref.embeddings.detach().requires_grad_()
+    ref = S2SDEmbeddings(z_ref, ref.aux, ref.features)
+    loss_func(batch, LABELS, ref_emb=ref, ref_labels=LABELS.clone()).backward()
+    alone = z_ref.detach().requires_grad_()
+    losses.MultiSimilarityLoss()(batch.embeddings.detach(), LABELS, ref_emb=alone, ref_labels=LABELS.clone()).backward()
+    torch.testing.assert_close(z_ref.grad, alone.grad)
+
+
+def test_a_resumed_run_knows_its_scores():
+    embedder, loss_func, x = make(miner=miners.MultiSimilarityMiner())
+    loss_func(embedder(x), LABELS)
+    _, other, _ = make(miner=miners.MultiSimilarityMiner())
+    other.load_state_dict(loss_func.state_dict())
+    assert torch.equal(other.advantage.scores, loss_func.advantage.scores) and other.advantage.started
