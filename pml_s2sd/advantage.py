@@ -20,14 +20,16 @@ class Advantage(nn.Module):
         w_i = [s_i > s_z] / Σ_j [s_j > s_z],   0 where no teacher is better
 
     s is the mean reciprocal rank of a sample's nearest neighbour of its own class, in the batch, as a
-    running mean over steps. Labels decide whether a teacher is followed, never what it teaches: its
+    running mean over the steps that had any. Ties count against a space, so that a collapsed one has no
+    advantage. Labels decide whether a teacher is followed, never what it teaches: its
     distribution stays that of its similarities.
 
     Args:
         teachers: their number, m.
 
     Attributes:
-        scores: (1 + m,), the running means, the base space's first; part of the state_dict.
+        scores: (1 + m,), the running means, the base space's first, 0 before the first; part of the
+            state_dict.
 
     Example:
         >>> import torch
@@ -40,12 +42,10 @@ class Advantage(nn.Module):
     """
 
     scores: torch.Tensor
-    started: torch.Tensor
 
     def __init__(self, teachers: int) -> None:
         super().__init__()
         self.register_buffer("scores", torch.zeros(1 + teachers))
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     def forward(
         self,
@@ -58,15 +58,18 @@ class Advantage(nn.Module):
 
         Args:
             similarities: of the base space and of the teachers, (B, R) each.
-            labels, ref_labels: (B,) and (R,).
+            labels: those of the rows, (B,) or more, of which the first B count.
+            ref_labels: those of the columns, (R,).
             first_self: the column in which row 0 meets itself, which is not a neighbour; None without one.
         """
-        now = torch.stack([reciprocal_ranks(D, labels, ref_labels, first_self) for D in similarities])  # (1 + m, 2)
+        device = similarities[0].device
+        labels, ref_labels = labels[: len(similarities[0])].to(device), ref_labels.to(device)
+        sums = torch.stack([reciprocal_ranks(D, labels, ref_labels, first_self) for D in similarities])  # (1 + m, 2)
         if several_processes():
-            dist.all_reduce(now)
-        now = now[:, 0] / now[:, 1].clamp(min=1)
-        self.scores.copy_(torch.where(self.started, MEMORY * self.scores + (1 - MEMORY) * now, now))
-        self.started.fill_(True)
+            dist.all_reduce(sums)
+        now = sums[:, 0] / sums[:, 1].clamp(min=1)
+        running = torch.where(self.scores > 0, MEMORY * self.scores + (1 - MEMORY) * now, now)
+        self.scores.copy_(torch.where(sums[:, 1] > 0, running, self.scores))
         better = (self.scores[1:] > self.scores[0]).float()
         return better / better.sum().clamp(min=1)
 
@@ -74,7 +77,7 @@ class Advantage(nn.Module):
 def reciprocal_ranks(
     D: torch.Tensor, labels: torch.Tensor, ref_labels: torch.Tensor, first_self: int | None
 ) -> torch.Tensor:
-    """(Σ 1 / rank of the nearest of the own class, number of rows that have one)."""
+    """(Σ 1 / rank of the nearest of the own class, number of rows that have one); it ranks behind those as near."""
     same = labels[:, None] == ref_labels
     others = D.detach().float()
     if first_self is not None:
@@ -83,5 +86,5 @@ def reciprocal_ranks(
         others = others.scatter(1, itself, -torch.inf)
     nearest = others.masked_fill(~same, -torch.inf).amax(dim=1, keepdim=True)
     counted = same.any(dim=1)
-    ranks = 1 + (others > nearest).sum(dim=1)
+    ranks = 1 + ((others >= nearest) & (labels[:, None] != ref_labels)).sum(dim=1)
     return torch.stack([(counted / ranks).sum(), counted.sum()])

@@ -27,8 +27,8 @@ class Balance:
     Attributes:
         weights: w_k of the last backward pass, (terms,), float32; zeros before the first.
 
-    Source: as the balance of losses in Chen et al., "GradNorm", ICML 2018, arXiv 1711.02257, here in
-        closed form.
+    Source: after the idea of Chen et al., "GradNorm", ICML 2018, arXiv 1711.02257, where the weights that
+        bring gradient norms to a ratio are learnt; here they are computed.
 
     Example:
         >>> import torch

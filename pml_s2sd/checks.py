@@ -29,6 +29,14 @@ def check_number(name: str, value: Any, *, at_least: float | None = None, above:
         raise ValueError(f"{name} must be above {above}, got {value}")
 
 
+def check_weight(name: str, weight: Any) -> None:
+    """A number of at least 0, or the word "auto"."""
+    if not isinstance(weight, str):
+        check_number(name, weight, at_least=0)
+    elif weight != "auto":
+        raise ValueError(f'{name} must be a number or "auto", got {weight!r}')
+
+
 def check_instance(name: str, value: Any, cls: type, what: str) -> None:
     """None, or an instance of `cls`."""
     if value is not None and not isinstance(value, cls):

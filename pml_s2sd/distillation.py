@@ -31,8 +31,9 @@ class Teaching(NamedTuple):
     """Teachers of one term, and how much each is followed."""
 
     teachers: Sequence[Teacher]
-    weights: torch.Tensor | None = None
-    """w_i, (m,); None: 1/m each."""
+    weigh: Callable[[Sequence[torch.Tensor]], torch.Tensor] | None = None
+    """From the similarities of the student and of the teachers, (B, R) each, to the w_i, (m,); None: 1/m each.
+    Called once, without gradient; where rows are handled in blocks, with the first of them."""
 
 
 def mean_divergences(
@@ -51,7 +52,7 @@ def mean_divergences(
     Args:
         D: (x, ref) -> (B, R), the similarities of rows of x to rows of ref.
         student: z; the gradient goes into its x and ref.
-        groups: teachers, each of the student's B and R; no gradient goes into them, nor into weights.
+        groups: teachers, each of the student's B and R; no gradient goes into them, nor into the w_i.
         temperature: T > 0.
         first_self: the column in which row 0 meets itself; it, and the one after it in row 1, and so
             on, are left out of the softmax. None: every entry counts.
@@ -68,18 +69,21 @@ def mean_divergences(
     """
     if len(student.x) * len(student.ref) > PLAIN_ENTRIES:
         return _mean_divergences_in_blocks(D, student, groups, temperature, first_self)
-    log_probs = row_log_probs(D(*student), temperature, first_self)
-    with torch.no_grad():
-        similarities = [[t.detach() if isinstance(t, torch.Tensor) else D(*t) for t in g.teachers] for g in groups]
-    return [
-        _weighted_mean([divergence(log_probs, t, temperature, first_self) for t in teachers], group.weights)
-        for teachers, group in zip(similarities, groups, strict=True)
-    ]
+    of_student = D(*student)
+    log_probs = row_log_probs(of_student, temperature, first_self)
+    values = []
+    for teachers, weigh in groups:
+        with torch.no_grad():
+            similarities = [_rows(D, teacher, slice(None)) for teacher in teachers]
+            weights = None if weigh is None else weigh([of_student.detach(), *similarities])
+        of_teachers = torch.stack([divergence(log_probs, t, temperature, first_self) for t in similarities])
+        values.append(of_teachers.mean() if weights is None else (weights * of_teachers).sum())
+    return values
 
 
-def _weighted_mean(values: Sequence[torch.Tensor], weights: torch.Tensor | None) -> torch.Tensor:
-    stacked = torch.stack(list(values))
-    return stacked.mean() if weights is None else (weights * stacked).sum()
+def _rows(D: Matrix, teacher: Teacher, rows: slice) -> torch.Tensor:
+    """Rows of a teacher's similarities."""
+    return teacher[rows].detach() if isinstance(teacher, torch.Tensor) else D(teacher.x[rows], teacher.ref)
 
 
 def divergence(
@@ -126,6 +130,14 @@ def _mean_divergences_in_blocks(
     return list(_BlockwiseDivergences.apply(D, groups, temperature, first_self, *student))
 
 
+def _weights(D: Matrix, group: Teaching, of_student: torch.Tensor, rows: slice) -> torch.Tensor:
+    """w_i, (m,), in the student's dtype."""
+    teachers, weigh = group
+    if weigh is None:
+        return of_student.new_full((len(teachers),), 1 / len(teachers))
+    return weigh([of_student, *(_rows(D, teacher, rows) for teacher in teachers)]).to(of_student.dtype)
+
+
 class _BlockwiseDivergences(torch.autograd.Function):
     """`mean_divergences`, a block of rows at a time; the gradient with respect to D^z is known in closed form,
 
@@ -157,13 +169,12 @@ class _BlockwiseDivergences(torch.autograd.Function):
             itself = None if first_self is None else first_self + start
             log_p = row_log_probs(similarities.detach(), T, itself)
             p = log_p.exp()
-            for k, (teachers, weights) in enumerate(groups):
+            if start == 0:
+                weights = [_weights(D, group, similarities.detach(), rows) for group in groups]
+            for k, (teachers, _) in enumerate(groups):
                 toward_p = torch.zeros_like(p) if with_gradient else None
-                for i, teacher in enumerate(teachers):
-                    w = 1 / len(teachers) if weights is None else weights[i]
-                    known = isinstance(teacher, torch.Tensor)
-                    t = teacher[rows].detach() if known else D(teacher.x[rows], teacher.ref)  # type: ignore[union-attr]
-                    log_q = row_log_probs(t, T, itself)
+                for w, teacher in zip(weights[k], teachers, strict=True):
+                    log_q = row_log_probs(_rows(D, teacher, rows), T, itself)
                     q = log_q.exp()
                     values[k] += (T**2 / B) * w * torch.sum(q * log_q.sub_(log_p))
                     if toward_p is not None:

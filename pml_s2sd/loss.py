@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -21,8 +22,9 @@ from .checks import (
     check_int,
     check_labels,
     check_number,
+    check_weight,
 )
-from .distillation import PLAIN_ENTRIES, Space, Teacher, Teaching, mean_divergences
+from .distillation import Space, Teacher, Teaching, mean_divergences
 from .distributed import Everyone, several_processes
 from .embedder import S2SDEmbedder
 from .embeddings import S2SDEmbeddings, base_embeddings
@@ -148,8 +150,8 @@ class S2SDLoss(nn.Module):
         if isinstance(loss, S2SDLoss) or isinstance(aux_loss, S2SDLoss):
             raise TypeError("loss is an S2SDLoss already; pass the PML objective that is inside it")
         check_embedder(embedder)
-        _check_weight("distill_weight", distill_weight)
-        _check_weight("feature_weight", feature_weight)
+        check_weight("distill_weight", distill_weight)
+        check_weight("feature_weight", feature_weight)
         automatic = "auto" in (distill_weight, feature_weight)
         temperature = (AUTO_TEMPERATURE if automatic else 1.0) if temperature is None else temperature
         check_number("temperature", temperature, above=0)
@@ -206,6 +208,9 @@ class S2SDLoss(nn.Module):
         everyone = self._gather(batch, labels, ref, arguments) if several_processes() else None
         for_objective, for_distill, for_feature = self._split(batch.embeddings)
         try:
+            for shared, a in zip(self._shared, batch.aux, strict=True):
+                if shared is not None:
+                    shared.expect(a)
             objective_batch = S2SDEmbeddings(for_objective, batch.aux, batch.features)
             base, aux = self._objective_terms(objective_batch, labels, ref, arguments, everyone)
             distill, feature = self._distillation_terms(
@@ -288,7 +293,7 @@ class S2SDLoss(nn.Module):
             if from_aux:
                 aux = zip(compared.aux, ref_compared.aux, self._shared, strict=True)
                 teachers = [_aux_teacher(D, a, ref_a, own, shared) for a, ref_a, shared in aux]
-                groups.append(self._followed(D, spaces[0], teachers, labels, ref_labels, everyone, first_self))
+                groups.append(Teaching(teachers, self._weigh(labels, ref_labels, everyone, first_self)))
             if from_features:
                 groups.append(Teaching([_space(D, compared.features, ref_compared.features, own)]))
         left_out = None if self.include_diagonal else first_self
@@ -316,30 +321,20 @@ class S2SDLoss(nn.Module):
         batch = S2SDEmbeddings(z, batch.aux, batch.features)
         return (batch, ref, None) if everyone is None else everyone.compared(batch, ref)
 
-    def _followed(
+    def _weigh(
         self,
-        D: Similarity,
-        student: Space,
-        teachers: list[Teacher],
         labels: torch.Tensor | None,
         ref_labels: torch.Tensor | None,
         everyone: Everyone | None,
         first_self: int | None,
-    ) -> Teaching:
-        """The auxiliary spaces as teachers, all alike or, with an automatic weight, those with an advantage."""
-        if self.advantage is None or labels is None or (first_self is None and ref_labels is None):
-            return Teaching(teachers)
+    ) -> Callable[[Sequence[torch.Tensor]], torch.Tensor] | None:
+        """How the auxiliary spaces are weighed as teachers: by their advantage, or all alike (None)."""
         columns = labels if first_self is not None else ref_labels
+        if self.advantage is None or labels is None or columns is None:
+            return None
         if everyone is not None:
             columns = everyone.compared_labels(columns)
-        assert columns is not None
-        rows = max(1, PLAIN_ENTRIES // len(student.ref))
-        similarities = [t[:rows] if isinstance(t, torch.Tensor) else D(t.x[:rows], t.ref) for t in (student, *teachers)]
-        device = student.x.device
-        followed = self.advantage(similarities, labels[:rows].to(device), columns.to(device), first_self)
-        if rows >= len(student.x):
-            teachers = list(similarities[1:])
-        return Teaching(teachers, followed)
+        return partial(self.advantage, labels=labels, ref_labels=columns, first_self=first_self)
 
     @property
     def _losses(self) -> list[nn.Module]:
@@ -407,14 +402,6 @@ class S2SDLoss(nn.Module):
             f"include_diagonal={self.include_diagonal}, "
             f"feature_weight={self.feature_weight}, feature_delay={self.feature_delay}"
         )
-
-
-def _check_weight(name: str, weight: Any) -> None:
-    if isinstance(weight, str):
-        if weight != "auto":
-            raise ValueError(f'{name} must be a number or "auto", got {weight!r}')
-    else:
-        check_number(name, weight, at_least=0)
 
 
 def _fixed(weight: float | str) -> float:

@@ -13,9 +13,9 @@ from torch import nn
 class SharedCosine(CosineSimilarity):
     """PML's CosineSimilarity for a space's miner, objective and distillation, which ask for the same matrix in turn.
 
-    Computed at the first request for a batch, until `forget`; each who asks through `forward` gets
-    a copy, as some of PML's classes write into it. What is not a batch with itself in float32 or
-    wider outside autocast is computed by PML.
+    For the batch that is announced by `expect`, until `forget`, it is computed at the first request; each
+    who asks through `forward` gets a copy, as some of PML's classes write into it. Everything else, and
+    what is not in float32 or wider or under autocast, is computed by PML.
 
     Source: `pytorch_metric_learning.distances.CosineSimilarity`.
 
@@ -24,6 +24,7 @@ class SharedCosine(CosineSimilarity):
         >>> from pml_s2sd.shared_cosine import SharedCosine
         >>> distance = SharedCosine()
         >>> x = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
+        >>> distance.expect(x)
         >>> distance(x)
         tensor([[1., 0.],
                 [0., 1.]])
@@ -35,22 +36,28 @@ class SharedCosine(CosineSimilarity):
         super().__init__()
         self.forget()
 
-    def forget(self) -> None:
-        """Let go of the last batch and its graph."""
-        self._batch: torch.Tensor | None = None
+    def expect(self, x: torch.Tensor) -> None:
+        """Share the similarities of this batch, (B, d), from now on."""
+        self._batch: torch.Tensor | None = x
         self._similarities: torch.Tensor | None = None
+
+    def forget(self) -> None:
+        """Let go of the batch and its graph."""
+        self._batch = self._similarities = None
 
     def forward(self, query_emb: torch.Tensor, ref_emb: torch.Tensor | None = None) -> torch.Tensor:
         similarities = self.of(query_emb) if ref_emb is None or ref_emb is query_emb else None
         return super().forward(query_emb, ref_emb) if similarities is None else similarities.clone()
 
     def of(self, x: torch.Tensor) -> torch.Tensor | None:
-        """D^x of a batch (B, d), the same tensor at every call, not to be written into; None where PML computes it."""
-        if x.dim() != 2 or x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(x.device.type):
+        """D^x of the batch, the same tensor at every call, not to be written into; None where PML computes it."""
+        if x is not self._batch or x.dtype not in (torch.float32, torch.float64):
             return None
-        if self._batch is not x:
+        if torch.is_autocast_enabled(x.device.type):
+            return None
+        if self._similarities is None:
             with torch.set_grad_enabled(x.requires_grad):  # a miner, which asks first, does so under no_grad
-                self._batch, self._similarities = x, CosineWithItself.apply(x)
+                self._similarities = CosineWithItself.apply(x)
         return self._similarities
 
 

@@ -35,9 +35,8 @@ class Similarity:
         """x of shape (B, d), normalised where the distance normalises, float32 or wider."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-            if (
-                x.requires_grad
-            ):  # a zero vector has no direction to turn; normalising would divide its gradient by 1e-12
+            # A zero vector has no direction to turn; normalising would divide its gradient by 1e-12.
+            if x.requires_grad:
                 x = torch.where((x == 0).all(dim=1, keepdim=True), x.detach(), x)
             return self.distance.maybe_normalize(x)
 

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
+from formula import kl
 from plain_objective import BatchContrastive
 from pytorch_metric_learning import losses, miners
 
-from pml_s2sd import S2SDEmbedder, S2SDEmbeddings, S2SDLoss, s2sd
+from pml_s2sd import S2SDEmbedder, S2SDEmbeddings, S2SDLoss, distillation, s2sd
 from pml_s2sd.advantage import Advantage, reciprocal_ranks
 from pml_s2sd.balance import Balance
 
@@ -23,13 +24,28 @@ def make(variant="MSD", **options):
 
 
 def follow_all(loss_func, weights=(0.5, 0.5)):
-    loss_func.advantage.forward = lambda *_: torch.tensor(weights)
+    loss_func.advantage.forward = lambda *_, **__: torch.tensor(weights)
 
 
 def gradients(embedder, loss_func, x, scale=1.0):
     embedder.zero_grad()
     (scale * loss_func(embedder(x), LABELS)).backward()
     return {name: p.grad.clone() for name, p in embedder.named_parameters()}
+
+
+def gradients_apart(loss_func, batch):
+    """Of the objective, and of each distillation term by the plain formula without the diagonal, into z."""
+    z = batch.embeddings.detach().double().requires_grad_()
+    teachers = [[a.double() for a in batch.aux], [batch.features.double()]]
+    values = [losses.MultiSimilarityLoss()(z, LABELS)]
+    for group in teachers[: 1 + (loss_func.feature_weight != 0)]:
+        values.append(sum(kl_to_the_others(z, t, loss_func.temperature) for t in group) / len(group))
+    return [torch.autograd.grad(value, z)[0].float() for value in values]
+
+
+def kl_to_the_others(z, t, T):
+    others = [[r for r in range(len(z)) if r != b] for b in range(len(z))]
+    return sum(kl(z[[b]], t[[b]], T, z[rest], t[rest]) for b, rest in enumerate(others)) / len(z)
 
 
 def test_the_gradient_is_the_objectives_and_as_much_of_the_distillations():
@@ -39,17 +55,9 @@ def test_the_gradient_is_the_objectives_and_as_much_of_the_distillations():
     z = batch.embeddings.detach().requires_grad_()
     loss_func(S2SDEmbeddings(z, batch.aux, batch.features), LABELS).backward()
 
-    apart = z.detach().requires_grad_()
-    (g1,) = torch.autograd.grad(losses.MultiSimilarityLoss()(apart, LABELS), apart)
-    _, fixed = s2sd(losses.MultiSimilarityLoss(), 16, 4, "MSD", aux_sizes=(6, 10), distill_weight=1.0)
-    fixed.temperature, fixed.include_diagonal = 0.1, False
-    fixed(S2SDEmbeddings(apart, batch.aux, batch.features), LABELS)
-    term = fixed._distillation_terms(
-        S2SDEmbeddings(apart, batch.aux, batch.features), (apart, apart), fixed._no_references, None, LABELS, None
-    )[0]
-    (g2,) = torch.autograd.grad(term, apart)
-    weight = g1.norm() / g2.norm()
-    torch.testing.assert_close(z.grad, g1 + weight * g2, rtol=1e-4, atol=1e-7)
+    g, from_aux = gradients_apart(loss_func, batch)
+    weight = g.norm() / from_aux.norm()
+    torch.testing.assert_close(z.grad, g + weight * from_aux, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(loss_func.terms["distill_weight"], weight, rtol=1e-4, atol=0)
 
 
@@ -94,21 +102,22 @@ def test_each_automatic_term_is_balanced_apart():
     batch = embedder(x)
     z = batch.embeddings.detach().requires_grad_()
     loss_func(S2SDEmbeddings(z, batch.aux, batch.features), LABELS).backward()
-    apart = z.detach().requires_grad_()
-    objective = losses.MultiSimilarityLoss()(apart, LABELS)
-    (g1,) = torch.autograd.grad(objective, apart)
-    terms = loss_func._distillation_terms(batch, (apart, apart), loss_func._no_references, None, LABELS, None)
-    expected = g1.clone()
-    for term in terms:
-        (g,) = torch.autograd.grad(term, apart, retain_graph=True)
-        expected += g1.norm() / g.norm() * g
+    g, *of_terms = gradients_apart(loss_func, batch)
+    expected = g + sum(g.norm() / of_term.norm() * of_term for of_term in of_terms)
     torch.testing.assert_close(z.grad, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_a_fixed_weight_beside_an_automatic_one_is_that_weight():
     embedder, loss_func, x = make("MSDF", feature_delay=0, feature_weight=3.0)
-    loss_func(embedder(x), LABELS).backward()
-    assert "feature_weight" not in loss_func.terms and loss_func.feature_weight == 3.0
+    follow_all(loss_func)
+    batch = embedder(x)
+    z = batch.embeddings.detach().requires_grad_()
+    loss_func(S2SDEmbeddings(z, batch.aux, batch.features), LABELS).backward()
+    g, from_aux, from_features = gradients_apart(loss_func, batch)
+    torch.testing.assert_close(
+        z.grad, g + g.norm() / from_aux.norm() * from_aux + 3.0 * from_features, rtol=1e-4, atol=1e-7
+    )
+    assert "feature_weight" not in loss_func.terms
 
 
 def test_the_defaults_that_come_with_it_and_the_papers():
@@ -136,7 +145,7 @@ def plain_reciprocal_ranks(D, labels, ref_labels, own):
         ]
         same = [value for value, label in others if label == labels[b]]
         if same:
-            total += 1 / (1 + sum(value > max(same) for value, _ in others))
+            total += 1 / (1 + sum(value >= max(same) for value, label in others if label != labels[b]))
             count += 1
     return total, count
 
@@ -148,7 +157,7 @@ def test_scores_are_the_mean_reciprocal_rank_by_a_plain_loop(first_self):
     rows = 6
     start = first_self or 0
     labels = ref_labels[start : start + rows] if first_self is not None else torch.tensor([0, 1, 2, 3, 4, 9])
-    D = torch.randn(rows, 9)
+    D = torch.randn(rows, 9).round(decimals=0)  # with ties
     found = reciprocal_ranks(D, labels, ref_labels, first_self)
     own = (lambda b: b + first_self) if first_self is not None else (lambda b: None)
     torch.testing.assert_close(found, torch.tensor(plain_reciprocal_ranks(D, labels, ref_labels, own)).float())
@@ -163,6 +172,38 @@ def test_only_better_teachers_are_followed_and_the_mean_runs_on():
     assert advantage([right, unsure, unsure], LABELS, LABELS, 0).tolist() == [1.0, 0.0]  # one batch does not turn it
     torch.testing.assert_close(advantage.scores[0], 0.98 * before[0] + 0.02)
     assert Advantage(1)([right, right], LABELS, LABELS, 0).tolist() == [0.0]
+
+
+def test_a_collapsed_space_has_no_advantage():
+    unsure = torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
+    assert Advantage(1)([unsure, torch.ones(12, 12)], LABELS, LABELS, 0).tolist() == [0.0]
+
+
+def test_a_batch_without_a_pair_does_not_count():
+    advantage = Advantage(1)
+    right = (LABELS[:, None] == LABELS).float()
+    advantage([-right, right], LABELS, LABELS, 0)
+    before = advantage.scores.clone()
+    lone = torch.arange(12)
+    assert advantage([right, -right], lone, lone, 0).tolist() == [1.0]
+    assert torch.equal(advantage.scores, before)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_teachers_are_weighed_once_by_the_similarities_that_are_distilled(blocks, monkeypatch):
+    if blocks:
+        monkeypatch.setattr(distillation, "PLAIN_ENTRIES", 0)
+        monkeypatch.setattr(distillation, "BLOCK_ENTRIES", 12 * 5)  # five rows at a time
+    embedder, loss_func, x = make()
+    weighed = []
+    weigh = loss_func.advantage.forward
+    loss_func.advantage.forward = lambda D, **known: weighed.append(D) or weigh(D, **known)
+    batch = embedder(x)
+    loss_func(batch, LABELS)
+    (found,) = weighed
+    for D, space in zip(found, (batch.embeddings, *batch.aux), strict=True):
+        unit = torch.nn.functional.normalize(space)
+        torch.testing.assert_close(D, (unit @ unit.T)[: 5 if blocks else 12])
 
 
 def test_the_balance_of_nothing_is_nothing():
@@ -216,4 +257,4 @@ def test_a_resumed_run_knows_its_scores():
     loss_func(embedder(x), LABELS)
     _, other, _ = make(miner=miners.MultiSimilarityMiner())
     other.load_state_dict(loss_func.state_dict())
-    assert torch.equal(other.advantage.scores, loss_func.advantage.scores) and other.advantage.started
+    assert torch.equal(other.advantage.scores, loss_func.advantage.scores)

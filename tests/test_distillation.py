@@ -96,6 +96,16 @@ def test_without_the_diagonal_the_softmax_is_over_the_others(B, d, d_t, T, seed)
     torch.testing.assert_close(*gradients, rtol=1e-7, atol=1e-10)
 
 
+def test_the_weights_are_those_of_each_teacher():
+    z, teachers = random_batch(6, 3, 0), [random_batch(6, d, d) for d in (4, 5)]
+    found = mean_divergences(cosine, space(z), [Teaching([space(t) for t in teachers], weigh)], 0.5)
+    torch.testing.assert_close(found, [0.3 * kl(z, teachers[0], 0.5) + 0.9 * kl(z, teachers[1], 0.5)])
+
+
+def weigh(similarities):
+    return torch.tensor([0.3, 0.9])[: len(similarities) - 1]
+
+
 DISTANCES = {
     "cosine": CosineSimilarity(),
     "dot product": DotProductSimilarity(normalize_embeddings=False),
@@ -112,10 +122,7 @@ DISTANCES = {
 def test_blocks_give_the_plain_value_and_gradient(
     distance, R, teachers_sizes, left_out, weighted, in_blocks, monkeypatch
 ):
-    given = [
-        (sizes, torch.tensor([0.3, 0.9], dtype=torch.float64)[: len(sizes)] if weighted else None)
-        for sizes in teachers_sizes
-    ]
+    given = [(sizes, weigh if weighted else None) for sizes in teachers_sizes]
     first_self = 0 if left_out and R is None else None
     D = Similarity(DISTANCES[distance])
     samples = [random_batch(8, d, d) for d in (3, 4, 5, 6)]

@@ -14,11 +14,17 @@ from pml_s2sd.shared_cosine import CosineWithItself, SharedCosine, share
 LABELS = torch.arange(12) // 2
 
 
+def sharing(x):
+    distance = SharedCosine()
+    distance.expect(x)
+    return distance
+
+
 @pytest.mark.parametrize("B", [1, 2, 12, 40])
 def test_matrix_and_gradient_are_those_of_pml(B):
     x = (3 * torch.randn(B, 5, dtype=torch.float64)).requires_grad_()
     into_D = torch.randn(B, B, dtype=torch.float64)
-    found, expected = SharedCosine()(x), distances.CosineSimilarity()(x)
+    found, expected = sharing(x)(x), distances.CosineSimilarity()(x)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
     gradients = [torch.autograd.grad(D, x, into_D)[0] for D in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-14)
@@ -32,14 +38,15 @@ def test_the_gradient_can_be_differentiated_again():
 
 def test_a_zero_vector_is_similar_to_none_and_gets_no_gradient():
     x = torch.tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
-    D = SharedCosine()(x)
+    D = sharing(x)(x)
     D.sum().backward()
     torch.testing.assert_close(D, torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
     assert x.grad.tolist()[1] == [0.0, 0.0]
 
 
 def test_writing_into_the_matrix_changes_it_for_no_one_else():
-    distance, x = SharedCosine(), torch.randn(4, 3, requires_grad=True)
+    x = torch.randn(4, 3, requires_grad=True)
+    distance = sharing(x)
     distance(x).fill_(7.0)
     torch.testing.assert_close(distance(x), distances.CosineSimilarity()(x))
 
@@ -47,14 +54,25 @@ def test_writing_into_the_matrix_changes_it_for_no_one_else():
 @pytest.mark.parametrize("query", [torch.randn(4, 3).bfloat16(), torch.randn(4, 3)], ids=["bfloat16", "references"])
 def test_everything_else_is_pmls(query):
     ref = None if query.dtype == torch.bfloat16 else torch.randn(6, 3)
-    assert torch.equal(SharedCosine()(query, ref), distances.CosineSimilarity()(query, ref))
+    assert torch.equal(sharing(query)(query, ref), distances.CosineSimilarity()(query, ref))
 
 
 def test_under_autocast_it_is_pmls():
     x = torch.randn(4, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        assert SharedCosine().of(x) is None
-        assert torch.equal(SharedCosine()(x), distances.CosineSimilarity()(x))
+        assert sharing(x).of(x) is None
+        assert torch.equal(sharing(x)(x), distances.CosineSimilarity()(x))
+
+
+def test_a_batch_that_was_not_announced_or_is_over_is_pmls_even_when_changed_in_place(monkeypatch):
+    calls = counted(monkeypatch)
+    x = torch.randn(4, 3)
+    distance = sharing(torch.randn(4, 3))
+    distance(x)
+    assert torch.equal(distance(x.mul_(-1).add_(1)), distances.CosineSimilarity()(x))
+    distance.expect(x)
+    distance.forget()
+    assert distance.of(x) is None and calls == []
 
 
 def test_only_a_plain_cosine_is_replaced():
