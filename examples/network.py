@@ -6,6 +6,13 @@ import torch
 from torch import nn
 
 
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Running statistics as they are, also in training mode; scales and shifts are still trained."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eval()
+
+
 class ResidualBlock(nn.Module):
     """Two 3 × 3 convolutions and a shortcut; halves height and width."""
 

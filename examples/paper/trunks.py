@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from network import freeze_batch_norm
 from torch import nn
 from torchvision import models
 
@@ -71,7 +72,5 @@ class Trunk(nn.Module):
 
     def train(self, mode: bool = True) -> Trunk:
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        freeze_batch_norm(self)
         return self

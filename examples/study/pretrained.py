@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from checkpoints import save_whole
 from images import EmojiDataset, make_augmentation
+from network import freeze_batch_norm
 from torch import nn
 from tqdm import tqdm
 
@@ -70,9 +71,7 @@ class LastBlocks(nn.Module):
 
     def train(self, mode: bool = True) -> LastBlocks:
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        freeze_batch_norm(self)
         return self
 
 
