@@ -15,12 +15,17 @@ from pytorch_metric_learning import losses, miners
 from torch import nn
 
 from pml_s2sd import S2SDEmbeddings, s2sd
+from pml_s2sd.miners import RhoDistanceWeightedMiner
 
 B, F, d, AUX_SIZES = 112, 2048, 128, (512, 1024, 1536, 2048)
 LABELS = torch.arange(B) // 2
 WORKLOADS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module | None]]] = {
     "multisimilarity": (lambda: losses.MultiSimilarityLoss(2, 40, 0.5), lambda: miners.MultiSimilarityMiner(0.1)),
     "margin": (lambda: losses.MarginLoss(margin=0.2, beta=1.2), lambda: miners.DistanceWeightedMiner(cutoff=0.5)),
+    "margin, without a loop over classes": (
+        lambda: losses.MarginLoss(margin=0.2, beta=1.2),
+        lambda: RhoDistanceWeightedMiner(0.0, cutoff=0.5, triplets_per_anchor=2),  # as many as PML's draws
+    ),
     "proxyanchor": (lambda: losses.ProxyAnchorLoss(100, d), lambda: None),
 }
 
