@@ -80,8 +80,8 @@ class S2SDLoss(nn.Module):
         L(z) + (1/m) Σ_i L(a_i) + Σ_i w_i KL(D^z, D^{a_i}),
 
     and the gradients of L(z) and of the KL term into z are brought to the same length by `Balance`,
-    in the one backward pass. A teacher is followed only while its space retrieves better than the base
-    space: w is `Advantage`'s. The embedder for it is `S2SDEmbedder(…, aux_head="linear",
+    in the one backward pass. A teacher, the features too, is followed only while its space retrieves better
+    than the base space: w is `Advantage`'s. The embedder for it is `S2SDEmbedder(…, aux_head="linear",
     aux_gradient=False)`, which `s2sd` makes: linear heads are the better teachers for every objective
     measured, and without their gradient the trunk learns as it would from L(z) alone, when no teacher is
     followed. References get no gradient from a balanced term.
@@ -176,6 +176,7 @@ class S2SDLoss(nn.Module):
         self.balance = Balance(AUTO_RATIO) if automatic else None
         followed = distill_weight == "auto" and len(self.aux_sizes) > 0
         self.advantage = Advantage(len(self.aux_sizes)) if followed else None
+        self.feature_advantage = Advantage(teachers=1) if feature_weight == "auto" else None
         self.feature_delay = feature_delay
         self.distance = CosineSimilarity() if distance is None else distance
         self.terms: dict[str, torch.Tensor] = {}
@@ -288,14 +289,16 @@ class S2SDLoss(nn.Module):
             compared, ref_compared, own = self._compared(batch, z, ref, everyone)
             spaces.append(_space(D, compared.embeddings, ref_compared.embeddings, own))
         first_self = None if ref.embeddings is not None else (0 if own is None else own.start)
+        weigh = partial(_weigh, labels, ref_labels, everyone, first_self)
         with torch.no_grad():
             groups = []
             if from_aux:
                 aux = zip(compared.aux, ref_compared.aux, self._shared, strict=True)
                 teachers = [_aux_teacher(D, a, ref_a, own, shared) for a, ref_a, shared in aux]
-                groups.append(Teaching(teachers, self._weigh(labels, ref_labels, everyone, first_self)))
+                groups.append(Teaching(teachers, weigh(self.advantage)))
             if from_features:
-                groups.append(Teaching([_space(D, compared.features, ref_compared.features, own)]))
+                teacher = _space(D, compared.features, ref_compared.features, own)
+                groups.append(Teaching([teacher], weigh(self.feature_advantage)))
         left_out = None if self.include_diagonal else first_self
         if len(spaces) == 1:
             divergences = mean_divergences(D, spaces[0], groups, self.temperature, left_out)
@@ -320,21 +323,6 @@ class S2SDLoss(nn.Module):
             ref = S2SDEmbeddings(ref.embeddings.detach(), ref.aux, ref.features)
         batch = S2SDEmbeddings(z, batch.aux, batch.features)
         return (batch, ref, None) if everyone is None else everyone.compared(batch, ref)
-
-    def _weigh(
-        self,
-        labels: torch.Tensor | None,
-        ref_labels: torch.Tensor | None,
-        everyone: Everyone | None,
-        first_self: int | None,
-    ) -> Callable[[Sequence[torch.Tensor]], torch.Tensor] | None:
-        """How the auxiliary spaces are weighed as teachers: by their advantage, or all alike (None)."""
-        columns = labels if first_self is not None else ref_labels
-        if self.advantage is None or labels is None or columns is None:
-            return None
-        if everyone is not None:
-            columns = everyone.compared_labels(columns)
-        return partial(self.advantage, labels=labels, ref_labels=columns, first_self=first_self)
 
     @property
     def _losses(self) -> list[nn.Module]:
@@ -402,6 +390,22 @@ class S2SDLoss(nn.Module):
             f"include_diagonal={self.include_diagonal}, "
             f"feature_weight={self.feature_weight}, feature_delay={self.feature_delay}"
         )
+
+
+def _weigh(
+    labels: torch.Tensor | None,
+    ref_labels: torch.Tensor | None,
+    everyone: Everyone | None,
+    first_self: int | None,
+    advantage: Advantage | None,
+) -> Callable[[Sequence[torch.Tensor]], torch.Tensor] | None:
+    """How teachers are weighed: by their advantage, or all alike (None)."""
+    columns = labels if first_self is not None else ref_labels
+    if advantage is None or labels is None or columns is None:
+        return None
+    if everyone is not None:
+        columns = everyone.compared_labels(columns)
+    return partial(advantage, labels=labels, ref_labels=columns, first_self=first_self)
 
 
 def _fixed(weight: float | str) -> float:

@@ -25,6 +25,8 @@ def make(variant="MSD", **options):
 
 def follow_all(loss_func, weights=(0.5, 0.5)):
     loss_func.advantage.forward = lambda *_, **__: torch.tensor(weights)
+    if loss_func.feature_advantage is not None:
+        loss_func.feature_advantage.forward = lambda *_, **__: torch.ones(1)
 
 
 def gradients(embedder, loss_func, x, scale=1.0):
@@ -89,11 +91,23 @@ def test_when_no_teacher_is_better_the_step_is_the_objectives_alone():
 
 def test_the_value_is_the_sum_of_the_terms():
     embedder, loss_func, x = make("MSDF", feature_delay=0)
+    follow_all(loss_func)
     value = loss_func(embedder(x), LABELS)
     t = loss_func.terms
     torch.testing.assert_close(value.detach(), t["base"] + t["aux"] + t["distill"] + t["feature"])
     value.backward()
-    assert t["feature_weight"] > 0
+    assert t["feature_weight"] > 0 and t["distill_weight"] > 0
+
+
+def test_features_that_retrieve_no_better_are_not_followed():
+    embedder, loss_func, x = make("MSDF", feature_delay=0)
+    aux = tuple(a.detach() for a in embedder(x).aux)
+    right = torch.eye(16)[LABELS]
+    for z, features, followed in ((right[:, :4], x, False), (x[:, :4], right, True)):
+        loss_func.feature_advantage.scores.zero_()
+        student = z.clone().requires_grad_()
+        loss_func(S2SDEmbeddings(student, aux, features), LABELS).backward()
+        assert (loss_func.terms["feature_weight"] > 0) == followed
 
 
 def test_each_automatic_term_is_balanced_apart():
