@@ -19,8 +19,8 @@ help:
 	@echo "make compatibility  write docs/compatibility.md from the results of the tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make seeds  the README's table: the demo for seeds 0 to 4"
-	@echo "make study  docs/study.md's tables: seven objectives, three settings, five seeds (hours; goes on where it stopped)"
-	@echo "make study-row ROW='--settings frozen --objectives margin'  a part of it"
+	@echo "make study  docs/study.md's tables: every question, five seeds (hours; goes on where it stopped)"
+	@echo "make study-row ROW='--questions auto --settings frozen --objectives margin'  a part of it, beside what was published"
 	@echo "make bench  timings, as ratios within one run (minutes)"
 	@echo "make data   draw the emoji data set again (needs npm)"
 

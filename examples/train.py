@@ -380,7 +380,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="sizes of the auxiliary spaces (default: 128 256 512 1024)",
     )
     add("--distill-weight", type=weight, default=1.0, help='γ, or "auto" (default: %(default)s)')
-    add("--temperature", type=float, help='T (default: 1, or 0.1 with an "auto" weight)')
+    add("--temperature", type=float, help='T (default: 1, or 0.05 with an "auto" weight)')
     add("--feature-weight", type=weight, default=1.0, help='γ_F, for msdf and msdfa, or "auto" (default: %(default)s)')
     add(
         "--feature-delay", type=int, default=200, help="steps before feature distillation starts (default: %(default)s)"

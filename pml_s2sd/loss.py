@@ -33,9 +33,9 @@ from .shared_cosine import SharedCosine, is_plain_cosine, share
 from .similarity import Similarity
 from .space import SpaceBatch, objective_value
 
-AUTO_RATIO = 1.0
-"""r: with an automatic weight, a distillation term's gradient is as long as the objective's."""
-AUTO_TEMPERATURE = 0.1
+AUTO_RATIO = 2.0
+"""r: with an automatic weight, a distillation term's gradient is twice as long as the objective's."""
+AUTO_TEMPERATURE = 0.05
 
 
 class S2SDLoss(nn.Module):
@@ -67,7 +67,7 @@ class S2SDLoss(nn.Module):
         miner: a PML miner; each space mines its own tuples.
         distill_weight: γ ≥ 0. The paper's 50 belongs to a pretrained trunk and a learning rate of
             1e-5; training from scratch wants γ between 1 and 5. ``"auto"``: see below.
-        temperature: T > 0; by default 1, as in the paper, or 0.1 where a weight is automatic.
+        temperature: T > 0; by default 1, as in the paper, or 0.05 where a weight is automatic.
         include_diagonal: whether a sample's similarity to itself counts in the softmax; by default it
             does, as in the paper, and does not where a weight is automatic.
         feature_weight: γ_F ≥ 0, or ``"auto"``.
@@ -79,7 +79,7 @@ class S2SDLoss(nn.Module):
 
         L(z) + (1/m) Σ_i L(a_i) + Σ_i w_i KL(D^z, D^{a_i}),
 
-    and the gradients of L(z) and of the KL term into z are brought to the same length by `Balance`,
+    and the gradients of L(z) and of the KL term into z are brought to a ratio by `Balance`, the latter twice as long,
     in the one backward pass. A teacher, the features too, is followed only while its space retrieves better
     than the base space: w is `Advantage`'s. The embedder for it is `S2SDEmbedder(…, aux_head="linear",
     aux_gradient=False)`, which `s2sd` makes: linear heads are the better teachers for every objective

@@ -52,7 +52,7 @@ def s2sd(
         variant: its name, in any case.
         options: go to `S2SDEmbedder` (``aux_sizes``, ``head``, ``aux_head``, ``aux_gradient``) and
             `S2SDLoss` (all others); see there. Defaults are the authors': γ = γ_F = 50, T = 1. With
-            ``distill_weight="auto"``: T = 0.1 without the diagonal and linear heads that leave the trunk
+            ``distill_weight="auto"``: T = 0.05 without the diagonal and linear heads that leave the trunk
             alone, as measured with MSD (docs/study.md); γ_F is automatic too in MSDF and MSDFA.
 
     Returns:

@@ -11,6 +11,7 @@ from pytorch_metric_learning import losses, miners
 from pml_s2sd import S2SDEmbedder, S2SDEmbeddings, S2SDLoss, distillation, s2sd
 from pml_s2sd.advantage import Advantage, reciprocal_ranks
 from pml_s2sd.balance import Balance
+from pml_s2sd.loss import AUTO_RATIO
 
 LABELS = torch.arange(12) // 2
 
@@ -58,7 +59,7 @@ def test_the_gradient_is_the_objectives_and_as_much_of_the_distillations():
     loss_func(S2SDEmbeddings(z, batch.aux, batch.features), LABELS).backward()
 
     g, from_aux = gradients_apart(loss_func, batch)
-    weight = g.norm() / from_aux.norm()
+    weight = AUTO_RATIO * g.norm() / from_aux.norm()
     torch.testing.assert_close(z.grad, g + weight * from_aux, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(loss_func.terms["distill_weight"], weight, rtol=1e-4, atol=0)
 
@@ -117,7 +118,7 @@ def test_each_automatic_term_is_balanced_apart():
     z = batch.embeddings.detach().requires_grad_()
     loss_func(S2SDEmbeddings(z, batch.aux, batch.features), LABELS).backward()
     g, *of_terms = gradients_apart(loss_func, batch)
-    expected = g + sum(g.norm() / of_term.norm() * of_term for of_term in of_terms)
+    expected = g + sum(AUTO_RATIO * g.norm() / of_term.norm() * of_term for of_term in of_terms)
     torch.testing.assert_close(z.grad, expected, rtol=1e-4, atol=1e-7)
 
 
@@ -129,7 +130,7 @@ def test_a_fixed_weight_beside_an_automatic_one_is_that_weight():
     loss_func(S2SDEmbeddings(z, batch.aux, batch.features), LABELS).backward()
     g, from_aux, from_features = gradients_apart(loss_func, batch)
     torch.testing.assert_close(
-        z.grad, g + g.norm() / from_aux.norm() * from_aux + 3.0 * from_features, rtol=1e-4, atol=1e-7
+        z.grad, g + AUTO_RATIO * g.norm() / from_aux.norm() * from_aux + 3.0 * from_features, rtol=1e-4, atol=1e-7
     )
     assert "feature_weight" not in loss_func.terms
 
@@ -137,7 +138,7 @@ def test_a_fixed_weight_beside_an_automatic_one_is_that_weight():
 def test_the_defaults_that_come_with_it_and_the_papers():
     embedder, loss_func, _ = make()
     assert isinstance(embedder.aux_heads[0], torch.nn.Linear) and not embedder.aux_gradient
-    assert (loss_func.temperature, loss_func.include_diagonal) == (0.1, False)
+    assert (loss_func.temperature, loss_func.include_diagonal) == (0.05, False)
     embedder, loss_func = s2sd(losses.MultiSimilarityLoss(), 16, 4, "MSD")
     assert len(embedder.aux_heads[0]) == 3 and embedder.aux_gradient
     assert (loss_func.temperature, loss_func.include_diagonal, loss_func.balance) == (1.0, True, None)

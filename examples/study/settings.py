@@ -11,7 +11,8 @@ from torch import nn
 
 from study.pretrained import FEATURES, LastBlocks, activations
 
-SETTINGS = ("scratch", "frozen", "tuned")
+SETTINGS = ("frozen", "tuned", "scratch")
+EPOCHS = {"frozen": 10, "tuned": 5, "scratch": 6}
 
 
 class Setting:
@@ -24,12 +25,13 @@ class Setting:
 
     def __init__(self, name: str, cache: Path) -> None:
         self.name = name
+        self.epochs = EPOCHS[name]
         self.objective_lr = 1e-2
         if name == "scratch":
             train, test = EmojiDataset(train=True), EmojiDataset(train=False)
             self.train, self.train_labels = train.images[None], train.labels
             self.test, self.test_labels = test.images, test.labels
-            self.features, self.epochs = SmallResNet.out_channels, 20
+            self.features = SmallResNet.out_channels
             self.trunk_lr = self.head_lr = 3e-3
             self.augment = make_augmentation()
             return
@@ -37,7 +39,7 @@ class Setting:
         kind = "_features" if name == "frozen" else ""
         self.train, self.test = made[f"train{kind}"], made[f"test{kind}"]
         self.train_labels, self.test_labels = made["train_labels"], made["test_labels"]
-        self.features, self.epochs = FEATURES, 10
+        self.features = FEATURES
         self.trunk_lr, self.head_lr = 1e-4, 1e-3
 
     def trunk(self) -> nn.Module:
@@ -52,9 +54,16 @@ class Setting:
             x = self.augment(x.float() / 255)
         return self._as_input(x)
 
+    def train_batches(self) -> list[torch.Tensor]:
+        """The training images as they are, in order."""
+        return self._plain(self.train[0])
+
     def test_batches(self) -> list[torch.Tensor]:
+        return self._plain(self.test)
+
+    def _plain(self, x: torch.Tensor) -> list[torch.Tensor]:
         scale = 255 if self.name == "scratch" else 1
-        return [self._as_input(batch / scale) for batch in self.test.split(512)]
+        return [self._as_input(batch / scale) for batch in x.split(512)]
 
     @staticmethod
     def _as_input(x: torch.Tensor) -> torch.Tensor:

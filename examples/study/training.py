@@ -1,0 +1,132 @@
+"""One run of the study: train, and measure on the unseen classes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from pytorch_metric_learning import losses
+from pytorch_metric_learning.samplers import MPerClassSampler
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from sklearn.decomposition import PCA
+from torch import nn
+from tqdm import tqdm
+from train import OBJECTIVES as EXAMPLE_OBJECTIVES
+from train import seed_everything
+
+from pml_s2sd import s2sd
+from pml_s2sd.embedder import Embedder
+from pml_s2sd.miners import RhoDistanceWeightedMiner
+from study.questions import Row
+from study.settings import Setting
+from study.ways import LARGE, WAYS
+
+BATCH, PER_CLASS = 112, 2
+PREFIXES = (8, 16, 32, 64, 128)
+METRICS = ("precision_at_1", "mean_average_precision_at_r")
+OBJECTIVES = {
+    **EXAMPLE_OBJECTIVES,
+    # distance-weighted sampling without a loop over classes: the same distribution in a third of the time
+    "margin": lambda d, classes: (
+        losses.MarginLoss(margin=0.2, beta=1.2),
+        RhoDistanceWeightedMiner(0.0, cutoff=0.5),
+    ),
+}
+
+
+class Matryoshka(nn.Module):
+    """Σ_p L_p(z_1 … z_p) over nested prefixes of the embedding (Kusupati et al. 2022, arXiv 2205.13147)."""
+
+    def __init__(self, objective: str, classes: int, prefixes: Sequence[int] = PREFIXES) -> None:
+        super().__init__()
+        parts = [OBJECTIVES[objective](p, classes) for p in prefixes]
+        self.prefixes = tuple(prefixes)
+        self.losses = nn.ModuleList(loss for loss, _ in parts)
+        self.miners = [miner for _, miner in parts]
+
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor, _: None = None) -> torch.Tensor:
+        total = embeddings.new_zeros(())
+        for p, loss, miner in zip(self.prefixes, self.losses, self.miners, strict=True):
+            z = embeddings[:, :p]
+            total = total + loss(z, labels, None if miner is None else miner(z, labels))
+        return total
+
+
+def build(setting: Setting, row: Row, steps: int) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module | None]:
+    """(trunk, embedder, loss_func, miner); what two ways share is initialised alike."""
+    way, classes = WAYS[row.way], int(setting.train_labels.max()) + 1
+    seed_everything(row.seed)
+    trunk = setting.trunk()
+    size = LARGE if way.cut else row.size
+    loss, miner = OBJECTIVES[row.objective](size, classes)
+    if way.variant:
+        options = dict(way.options)
+        if "feature_weight" in options or "F" in way.variant:
+            options["feature_delay"] = int(way.delay * steps)
+        embedder, loss_func = s2sd(loss, setting.features, size, way.variant, miner=miner, **options)
+        return trunk, embedder, loss_func, None
+    if way.cut == "matryoshka":
+        loss, miner = Matryoshka(row.objective, classes), None
+    head = None
+    if way.hidden is not None:
+        head = nn.Sequential(nn.Linear(setting.features, way.hidden), nn.ReLU(), nn.Linear(way.hidden, size))
+    return trunk, Embedder(setting.features, size, head), loss, miner
+
+
+def run(setting: Setting, row: Row) -> dict[str, Any]:
+    """Train once and measure on the unseen classes, in percent."""
+    way = WAYS[row.way]
+    steps = round(setting.epochs * way.longer.get(setting.name, 1)) * (len(setting.train_labels) // BATCH)
+    trunk, embedder, loss_func, miner = build(setting, row, steps)
+    model = nn.Sequential(trunk, embedder)
+    groups = [
+        {"params": list(trunk.parameters()), "lr": setting.trunk_lr},
+        {"params": list(embedder.parameters()), "lr": setting.head_lr},
+        {"params": list(loss_func.parameters()), "lr": setting.objective_lr},
+    ]
+    optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+    seed_everything(row.seed)  # the same batches for every way
+    model.train()
+    started = time.perf_counter()
+    for samples in tqdm(batches(setting, steps), total=steps, desc=" ".join(map(str, row))):
+        labels = setting.train_labels[samples]
+        embeddings = model(setting.batch(samples))
+        tuples = None if miner is None else miner(embeddings, labels)
+        optimizer.zero_grad()
+        loss_func(embeddings, labels, tuples).backward()
+        optimizer.step()
+        schedule.step()
+    seconds = time.perf_counter() - started
+    return {"train_seconds": round(seconds, 2), "steps": steps, **accuracies(model, setting, row)}
+
+
+def batches(setting: Setting, steps: int) -> Iterator[torch.Tensor]:
+    sampler = MPerClassSampler(setting.train_labels, PER_CLASS, BATCH, len(setting.train_labels))
+    while steps > 0:
+        of_epoch = torch.tensor(list(sampler)).split(BATCH)
+        for samples in of_epoch[: min(steps, len(setting.train_labels) // BATCH)]:
+            steps -= 1
+            yield samples
+
+
+@torch.inference_mode()
+def accuracies(model: nn.Module, setting: Setting, row: Row) -> dict[str, float]:
+    model.eval()
+
+    def embed(inputs: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([model(batch) for batch in inputs])
+
+    embeddings = embed(setting.test_batches())
+    cut = WAYS[row.way].cut
+    if cut == "matryoshka":
+        embeddings = embeddings[:, : row.size]
+    elif cut == "pca":
+        pca = PCA(row.size).fit(nn.functional.normalize(embed(setting.train_batches())).numpy())
+        embeddings = torch.from_numpy(pca.transform(nn.functional.normalize(embeddings).numpy()))
+    calculator = AccuracyCalculator(include=METRICS, k="max_bin_count", device=torch.device("cpu"))
+    found = calculator.get_accuracy(nn.functional.normalize(embeddings), setting.test_labels)
+    return {metric: round(100 * float(value), 3) for metric, value in found.items()}
