@@ -129,6 +129,7 @@ class S2SDEmbedder(Embedder):
         if aux_head not in AUX_HEADS:
             raise ValueError(f"aux_head must be one of {', '.join(AUX_HEADS)}, got {aux_head!r}")
         self.aggregate_pooling = aggregate_pooling
+        self.aux_head = aux_head
         self.aux_gradient = aux_gradient
         self.aux_heads = nn.ModuleList(AUX_HEADS[aux_head](in_features, size) for size in self.aux_sizes)
 

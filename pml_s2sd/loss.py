@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, cast
@@ -36,6 +37,10 @@ from .space import SpaceBatch, objective_value
 AUTO_RATIO = 2.0
 """r: with an automatic weight, a distillation term's gradient is twice as long as the objective's."""
 AUTO_TEMPERATURE = 0.05
+POOR_TEACHERS = (
+    'distill_weight="auto" with auxiliary heads of the kind "mlp": linear ones are the better teachers (docs/study.md); '
+    'take S2SDEmbedder(…, aux_head="linear", aux_gradient=False), which s2sd() makes'
+)
 
 
 class S2SDLoss(nn.Module):
@@ -158,6 +163,8 @@ class S2SDLoss(nn.Module):
         include_diagonal = (not automatic) if include_diagonal is None else include_diagonal
         if not isinstance(include_diagonal, bool):
             raise TypeError(f"include_diagonal must be a bool, got {include_diagonal!r}")
+        if distill_weight == "auto" and embedder.aux_sizes and embedder.aux_head == "mlp":
+            warnings.warn(POOR_TEACHERS, stacklevel=2)
         check_int("feature_delay", feature_delay, at_least=0)
         check_instance("miner", miner, nn.Module, "a pytorch_metric_learning miner")
         check_instance("distance", distance, BaseDistance, "a pytorch_metric_learning distance")

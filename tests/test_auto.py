@@ -145,6 +145,14 @@ def test_the_defaults_that_come_with_it_and_the_papers():
     assert "advantage.scores" not in loss_func.state_dict()
 
 
+def test_heads_that_make_poor_teachers_are_warned_of(recwarn):
+    S2SDLoss(losses.TripletMarginLoss(), S2SDEmbedder(8, 2, (4,), aux_head="linear"), distill_weight="auto")
+    S2SDLoss(losses.TripletMarginLoss(), S2SDEmbedder(8, 2, (4,)))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match='aux_head="linear", aux_gradient=False'):
+        S2SDLoss(losses.TripletMarginLoss(), S2SDEmbedder(8, 2, (4,)), distill_weight="auto")
+
+
 def test_another_word_is_refused():
     with pytest.raises(ValueError, match="must be a number or \"auto\", got 'often'"):
         S2SDLoss(losses.TripletMarginLoss(), S2SDEmbedder(8, 2, (4,)), distill_weight="often")

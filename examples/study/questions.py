@@ -57,6 +57,7 @@ QUESTIONS = {
         ["heads alone", "distillation alone", "MSD", "auto", "heads train the trunk", "MLP heads", "auto MSDF"],
         ["frozen", "tuned"],
     ),
+    "heads": Question("Linear auxiliary heads or MLPs", ["auto", "MLP heads"], objectives=COMPARED),
     "spaces": Question(
         "Number and size of the auxiliary spaces", [*(f"sizes {' '.join(map(str, sizes))}" for sizes in SPACES), "auto"]
     ),
