@@ -38,8 +38,8 @@ AUTO_RATIO = 2.0
 """r: with an automatic weight, a distillation term's gradient is twice as long as the objective's."""
 AUTO_TEMPERATURE = 0.05
 POOR_TEACHERS = (
-    'distill_weight="auto" with auxiliary heads of the kind "mlp": linear ones are the better teachers (docs/study.md); '
-    'take S2SDEmbedder(…, aux_head="linear", aux_gradient=False), which s2sd() makes'
+    'distill_weight="auto" with auxiliary heads of the kind "mlp": linear ones are the better teachers '
+    '(docs/study.md); take S2SDEmbedder(…, aux_head="linear", aux_gradient=False), which s2sd() makes'
 )
 
 
