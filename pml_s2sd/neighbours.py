@@ -70,9 +70,10 @@ class ApproximateKNN:
         self, query: torch.Tensor, k: int, reference: torch.Tensor, ref_includes_query: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wanted = k + int(ref_includes_query)
-        if self._reference() is not reference or self._version != reference._version:
+        version = 0 if reference.is_inference() else reference._version  # inference tensors do not count writes
+        if self._reference() is not reference or self._version != version:
             self._index = self._build(reference)
-            self._reference, self._version = weakref.ref(reference), reference._version
+            self._reference, self._version = weakref.ref(reference), version
             self._measure(query, wanted, reference)
         distances, indices = (torch.from_numpy(found) for found in self._index.search(on_cpu(query), wanted))
         if ref_includes_query:

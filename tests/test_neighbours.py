@@ -72,3 +72,9 @@ def test_blocks_cover_every_query_once(rows, entries, monkeypatch):
         assert torch.equal(indices, expected[block])
         seen += block.tolist()
     assert sorted(seen) == list(range(31))
+
+
+def test_embeddings_made_in_inference_mode_are_searched():
+    with torch.inference_mode():
+        reference = torch.tensor([[0.0], [1.0], [3.0]]) + 0
+        assert ApproximateKNN("hnsw")(torch.tensor([[0.9]]), 2, reference)[1].tolist() == [[1, 0]]
