@@ -6,8 +6,9 @@
 
     python examples/train.py --name demo --resume              # go on with a run that was cut short
 
-Writes runs/NAME/: metrics.json, curves.png, retrieval.png, and for every model VARIANT.pt (the deployed weights) and
-VARIANT.checkpoint (from which --resume goes on, exactly; written at the end of every epoch).
+Writes runs/NAME/: metrics.json, curves.png, retrieval.png, and for every model VARIANT.pt (the deployed weights),
+VARIANT.pt2 (the deployed model as a program, for python -m pml_s2sd.evaluate), and VARIANT.checkpoint (from which
+--resume goes on, exactly; written at the end of every epoch).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from checkpoints import (
     remove_checkpoints,
     restore_random_states,
     save_checkpoint,
+    save_program,
     save_whole,
 )
 from images import EMOJI_SIDE, EmojiDataset, ImageFolderDataset, make_augmentation
@@ -322,6 +324,7 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
 
         deployed[variant] = train(settings, variant, train_set, test_set, save)
         save_whole(folder / f"{variant}.pt", deployed[variant].state_dict())
+        save_program(folder / f"{variant}.pt2", deployed[variant], torch.stack([test_set[i][0] for i in (0, 1)]))
 
     side = settings.image_size if settings.images else EMOJI_SIDE
     device = torch.device(settings.device)
@@ -418,7 +421,9 @@ def main() -> None:
     with stoppable(f"the same command with --resume goes on with {settings.runs / settings.name}"):
         results = run(settings)
     print_table(results["models"])
-    print(f"\nWritten to {settings.runs / settings.name}: metrics.json, curves.png, retrieval.png, VARIANT.pt")
+    print(
+        f"\nWritten to {settings.runs / settings.name}: metrics.json, curves.png, retrieval.png, VARIANT.pt, VARIANT.pt2"
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from checkpoints import save_program
 from metrics import over_queries
+from network import SmallResNet
 from PIL import Image
 
 from pml_s2sd import S2SDEmbedder
@@ -109,6 +111,18 @@ def test_order_and_classes_do_not_depend_on_batches(workers, program, tmp_path):
     small = embed_folder(model, images, batch_size=5, workers=workers)
     torch.testing.assert_close(small.embeddings, embed_folder(model, images, batch_size=12).embeddings)
     assert small.classes == ["blue"] * 4 + ["green"] * 4 + ["red"] * 4
+
+
+def test_the_program_that_the_example_writes_is_the_deployed_model(tmp_path):
+    torch.manual_seed(0)
+    embedder = S2SDEmbedder(SmallResNet.out_channels, 4, (8,))
+    model = torch.nn.Sequential(SmallResNet(), embedder.deploy()).eval()
+    save_program(tmp_path / "model.pt2", model, torch.rand(2, 3, 32, 32))
+    loaded, side = load_program(tmp_path / "model.pt2")
+    x = torch.rand(5, 3, 32, 32)
+    assert side == 32 and not list(tmp_path.glob("*.tmp"))
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(x), model(x))
 
 
 def test_what_cannot_be_used_ends_with_a_sentence(program, tmp_path):
