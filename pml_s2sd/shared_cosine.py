@@ -165,7 +165,7 @@ def _inverse_norms(x: torch.Tensor) -> torch.Tensor:
 
 
 def share(*parts: nn.Module | None) -> SharedCosine | None:
-    """Give an objective and its miner one SharedCosine, if they have a plain cosine or Euclidean distance to replace."""
+    """Give an objective and its miner one SharedCosine in place of plain cosine and Euclidean distances, if any."""
     shared = SharedCosine()
     replaced = False
     for part in map(_unwrapped, parts):
