@@ -9,7 +9,7 @@ PML_VERSIONS := 2.3.0 2.6.0 2.9.0
 RECIPES := .venv-recipes
 RECIPES_INSTALLED := $(RECIPES)/.installed
 
-.PHONY: help demo test test-recipes test-matrix compatibility lint seeds study study-row bench data
+.PHONY: help demo test test-recipes test-matrix compatibility lint seeds study study-row bench bench-check data
 
 help:
 	@echo "make demo   train the baseline and S2SD on the emoji, compare them on unseen ones (minutes)"
@@ -21,7 +21,8 @@ help:
 	@echo "make seeds  the README's table: the demo for seeds 0 to 4"
 	@echo "make study  docs/study.md's tables: every question, five seeds (hours; goes on where it stopped)"
 	@echo "make study-row ROW='--questions auto --settings frozen --objectives margin'  a part of it, beside what was published"
-	@echo "make bench  timings, as ratios within one run (minutes)"
+	@echo "make bench  timings, as ratios within one run; writes benchmarks/results and docs/performance.md (half an hour)"
+	@echo "make bench-check  the quick ones again, compared with the results that are committed (minutes)"
 	@echo "make data   draw the emoji data set again (needs npm)"
 
 $(INSTALLED): constraints.txt setup.cfg pyproject.toml
@@ -76,7 +77,15 @@ $(VENV)/.pretrained: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/loss_step.py
+	$(VENV)/bin/python benchmarks/training_step.py
+	$(VENV)/bin/python benchmarks/deployed.py
 	$(VENV)/bin/python benchmarks/large_batch.py
+	$(VENV)/bin/python benchmarks/scaling.py
+	$(VENV)/bin/python benchmarks/plot.py
+	$(VENV)/bin/python benchmarks/tables.py --write
+
+bench-check: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/check.py
 
 data: $(INSTALLED)
 	$(VENV)/bin/python examples/data/build_emoji.py

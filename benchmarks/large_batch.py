@@ -1,20 +1,19 @@
 """The distillation term at large batches, in blocks of rows against the plain computation: time and peak memory.
 
-Each is run in a process of its own, d = 128, auxiliary 512 to 2048, forward and backward. Linux.
+Each is run in a process of its own, taking turns, medians; d = 128, auxiliary 512 to 2048, forward and backward. Linux.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
+import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
-from measure import save
+from measure import peak_mebibytes, save, settings
 from pytorch_metric_learning.distances import CosineSimilarity
 
 from pml_s2sd import distillation
@@ -23,10 +22,6 @@ from pml_s2sd.similarity import Similarity
 
 SIZES = (128, 512, 1024, 1536, 2048)
 D = Similarity(CosineSimilarity())
-
-
-def peak_mebibytes() -> float:
-    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def distil(rows: int) -> tuple[float, float]:
@@ -45,29 +40,34 @@ def in_a_process(rows: int, way: str, threads: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--one", choices=["plain", "blocks"], help=argparse.SUPPRESS)
-    settings = parser.parse_args()
-    torch.set_num_threads(settings.threads)
-    if settings.one:
-        distillation.PLAIN_ENTRIES = 2**60 if settings.one == "plain" else 0
+    chosen = settings(
+        __doc__,
+        repeats=3,
+        rows={"type": int, "nargs": "+", "default": [1024, 2048, 4096, 8192]},
+        one={"choices": ["plain", "blocks"], "help": argparse.SUPPRESS},
+    )
+    if chosen.one:
+        distillation.PLAIN_ENTRIES = 2**60 if chosen.one == "plain" else 0
         distil(64)  # what is loaded at first use
-        print(json.dumps(distil(settings.rows[0])))
+        print(json.dumps(distil(chosen.rows[0])))
         return
     figures = {}
-    for rows in settings.rows:
-        measured = {way: in_a_process(rows, way, settings.threads) for way in ("plain", "blocks")}
-        (plain_seconds, plain_memory), (seconds, memory) = measured["plain"], measured["blocks"]
+    for rows in chosen.rows:
+        measured: dict[str, list[tuple[float, float]]] = {"plain": [], "blocks": []}
+        for _ in range(chosen.repeats):
+            for way, of_way in measured.items():
+                of_way.append(in_a_process(rows, way, chosen.threads))
+        seconds, memory = (
+            {way: statistics.median(of_one[k] for of_one in of_way) for way, of_way in measured.items()} for k in (0, 1)
+        )
         figures[f"B = {rows}"] = {
-            "time ratio": round(seconds / plain_seconds, 3),
-            "memory ratio": round(memory / plain_memory, 3),
-            "seconds": {"plain": round(plain_seconds, 2), "blocks": round(seconds, 2)},
-            "MiB": {"plain": round(plain_memory), "blocks": round(memory)},
+            "time ratio": round(seconds["blocks"] / seconds["plain"], 3),
+            "memory ratio": round(memory["blocks"] / memory["plain"], 3),
+            "seconds": {way: round(value, 2) for way, value in seconds.items()},
+            "MiB": {way: round(value) for way, value in memory.items()},
         }
         print(f"B = {rows}: {figures[f'B = {rows}']}", flush=True)
-    save("large_batch", figures)
+    save("large_batch", figures, chosen.results)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,23 @@
 """What S2SD adds to a loss step, at the paper's sizes: B = 112, F = 2048, d = 128, auxiliary 512 to 2048, MSDF.
 
 ratio = (auxiliary heads, all losses, mining, distillation, there and back) ÷ (the heads alone + the base objective
-alone). Also the heads' rate in FLOP/s against that of one large matrix product, and the optimizer's step.
+alone). What is over is split: the objectives in the auxiliary spaces as PML alone has them, and as S2SD runs them, and
+the distillation. Also the heads' rate in FLOP/s against that of one large matrix product, and the optimizer's step.
+`--profile WORKLOAD` prints the operations that all losses of a workload spend their time in, and measures nothing else.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
 import torch
-from measure import medians, save
+from measure import medians, milliseconds, save, settings
 from pytorch_metric_learning import losses, miners
 from torch import nn
 
-from pml_s2sd import S2SDEmbeddings, s2sd
+from pml_s2sd import S2SDEmbeddings, S2SDLoss, s2sd
 from pml_s2sd.miners import RhoDistanceWeightedMiner
+from pml_s2sd.objectives import rebuild
 
 B, F, d, AUX_SIZES = 112, 2048, 128, (512, 1024, 1536, 2048)
 LABELS = torch.arange(B) // 2
@@ -30,40 +32,69 @@ WORKLOADS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module | Non
 }
 
 
-def workload(objective: Callable[[], nn.Module], miner: Callable[[], nn.Module | None], repeats: int) -> dict:
-    torch.manual_seed(0)
-    features = torch.randn(B, F, requires_grad=True)  # as a trunk's are
-    embedder, loss_func = s2sd(objective(), F, d, "MSDF", aux_sizes=AUX_SIZES, miner=miner(), feature_delay=0)
-    base_loss, base_miner = objective(), miner()
-    batch = embedder(features)
-    z, aux = batch.embeddings.detach(), [a.detach() for a in batch.aux]
-    gradients = [torch.randn_like(x) for x in (z, *aux)]
+class Workload:
+    """One objective with its miner at the reference sizes: the calls that are timed."""
 
-    def whole() -> None:
-        embedder.zero_grad()
-        loss_func.zero_grad()
-        loss_func(embedder(features), LABELS).backward()
+    def __init__(self, objective: Callable[[], nn.Module], miner: Callable[[], nn.Module | None]) -> None:
+        torch.manual_seed(0)
+        self.features = torch.randn(B, F, requires_grad=True)  # as a trunk's are
+        self.embedder, self.loss_func = s2sd(
+            objective(), F, d, "MSDF", aux_sizes=AUX_SIZES, miner=miner(), feature_delay=0
+        )
+        self.without_distillation = S2SDLoss(objective(), self.embedder, miner=miner(), distill_weight=0.0)
+        batch = self.embedder(self.features)
+        self.embeddings = [batch.embeddings.detach(), *(a.detach() for a in batch.aux)]
+        self.gradients = [torch.randn_like(x) for x in self.embeddings]
+        self.by_pml = [(rebuild(objective(), x.shape[1]), miner()) for x in self.embeddings]
 
-    def heads() -> None:
-        embedder.zero_grad()
-        out = embedder(features)
-        torch.autograd.backward([out.embeddings, *out.aux], gradients)
+    def whole(self) -> None:
+        self.embedder.zero_grad()
+        self.loss_func.zero_grad()
+        self.loss_func(self.embedder(self.features), LABELS).backward()
 
-    def base_objective() -> None:
-        x = z.clone().requires_grad_()
-        base_loss(x, LABELS, base_miner(x, LABELS) if base_miner is not None else None).backward()
+    def heads(self) -> None:
+        self.embedder.zero_grad()
+        out = self.embedder(self.features)
+        torch.autograd.backward([out.embeddings, *out.aux], self.gradients)
 
-    def all_losses() -> None:
-        leaves = [x.clone().requires_grad_() for x in (z, *aux)]
-        loss_func(S2SDEmbeddings(leaves[0], tuple(leaves[1:]), features.detach()), LABELS).backward()
+    def pml(self, spaces: slice) -> None:
+        for x, (loss, miner) in zip(self.embeddings[spaces], self.by_pml[spaces], strict=True):
+            x = x.clone().requires_grad_()
+            loss(x, LABELS, miner(x, LABELS) if miner is not None else None).backward()
 
-    times = medians(
-        {"whole": whole, "heads": heads, "base objective": base_objective, "all losses": all_losses}, repeats
-    )
-    return {
-        "ratio": round(times["whole"] / (times["heads"] + times["base objective"]), 3),
-        "milliseconds": {name: round(1e3 * seconds, 2) for name, seconds in times.items()},
-    }
+    def all_losses(self, loss_func: S2SDLoss) -> None:
+        z, *aux = (x.clone().requires_grad_() for x in self.embeddings)
+        loss_func(S2SDEmbeddings(z, tuple(aux), self.features.detach()), LABELS).backward()
+
+    def measure(self, repeats: int) -> dict:
+        times = medians(
+            {
+                "whole": self.whole,
+                "heads": self.heads,
+                "base objective": lambda: self.pml(slice(1)),
+                "all losses": lambda: self.all_losses(self.loss_func),
+                "all objectives": lambda: self.all_losses(self.without_distillation),
+                "auxiliary objectives, PML alone": lambda: self.pml(slice(1, None)),
+            },
+            repeats,
+        )
+        extra = {
+            "auxiliary objectives": times["all objectives"] - times["base objective"],
+            "distillation": times["all losses"] - times["all objectives"],
+        }
+        return {
+            "ratio": round(times["whole"] / (times["heads"] + times["base objective"]), 3),
+            "milliseconds": milliseconds(times),
+            "milliseconds over": milliseconds(extra),
+        }
+
+    def profile(self) -> str:
+        """The operations that all losses spend their time in, ten steps."""
+        self.all_losses(self.loss_func)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            for _ in range(10):
+                self.all_losses(self.loss_func)
+        return profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=40)
 
 
 def heads_rate(repeats: int) -> dict:
@@ -95,19 +126,18 @@ def optimizer_step(repeats: int) -> dict:
         parameter.grad = torch.randn_like(parameter)
     options: dict[str, dict] = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
     steps = {name: torch.optim.Adam(embedder.aux_heads.parameters(), **o).step for name, o in options.items()}
-    return {f"{name}, milliseconds": round(1e3 * t, 2) for name, t in medians(steps, repeats).items()}
+    return {f"{name}, milliseconds": t for name, t in milliseconds(medians(steps, repeats)).items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=1)
-    settings = parser.parse_args()
-    torch.set_num_threads(settings.threads)
-    figures = {name: workload(*parts, settings.repeats) for name, parts in WORKLOADS.items()}
-    figures["heads' rate ÷ one product's"] = heads_rate(settings.repeats)
-    figures["optimizer step"] = optimizer_step(settings.repeats)
-    save("loss_step", figures)
+    chosen = settings(__doc__, repeats=30, profile={"choices": list(WORKLOADS), "metavar": "WORKLOAD"})
+    if chosen.profile:
+        print(Workload(*WORKLOADS[chosen.profile]).profile())
+        return
+    figures = {name: Workload(*parts).measure(chosen.repeats) for name, parts in WORKLOADS.items()}
+    figures["heads' rate ÷ one product's"] = heads_rate(chosen.repeats)
+    figures["optimizer step"] = optimizer_step(chosen.repeats)
+    save("loss_step", figures, chosen.results)
 
 
 if __name__ == "__main__":

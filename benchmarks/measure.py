@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -14,15 +16,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def settings(description: str | None, repeats: int, **options: dict[str, Any]) -> argparse.Namespace:
+    """The command line of a benchmark: what all have, and its own options; sets the number of threads."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    for name, option in options.items():
+        parser.add_argument(f"--{name}", **option)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    return chosen
 
 
 def medians(things: dict[str, Callable[[], Any]], repeats: int, warm_up: int = 3) -> dict[str, float]:
     """Median seconds of a call of each, after some calls that are not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in things}
-    for turn in range(warm_up + repeats):
-        for name, call in things.items():
+    for turn in tqdm(range(warm_up + repeats), desc=" / ".join(things)[:60], leave=False, disable=None):
+        for name, call in list(things.items())[:: -1 if turn % 2 else 1]:  # none is always the one after another
             synchronize()
             started = time.perf_counter()
             call()
@@ -37,9 +53,25 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def save(name: str, figures: dict[str, Any]) -> None:
-    """Print the figures, and write them to benchmarks/results/NAME.json with what they were measured on."""
-    RESULTS.mkdir(exist_ok=True)
+def milliseconds(times: dict[str, float]) -> dict[str, float]:
+    return {name: round(1e3 * seconds, 2) for name, seconds in times.items()}
+
+
+def peak_mebibytes() -> float:
+    """Of this process so far. Linux: the high-water mark that, unlike getrusage's, is not the parent's."""
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def read(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """What `save` wrote: machine, command, figures."""
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def save(name: str, figures: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Print the figures, and write them to NAME.json of a folder with what they were measured on."""
+    folder.mkdir(exist_ok=True)
     machine = {
         "processor": processor(),
         "threads": torch.get_num_threads(),
@@ -48,7 +80,7 @@ def save(name: str, figures: dict[str, Any]) -> None:
         **{package: version(package) for package in ("torch", "pytorch-metric-learning", "pml-s2sd")},
     }
     print(f"{name}: " + json.dumps(figures, indent=1))
-    path = RESULTS / f"{name}.json"
+    path = folder / f"{name}.json"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"machine": machine, "command": command(), "figures": figures}, indent=1) + "\n")
     os.replace(temporary, path)

@@ -421,9 +421,7 @@ def main() -> None:
     with stoppable(f"the same command with --resume goes on with {settings.runs / settings.name}"):
         results = run(settings)
     print_table(results["models"])
-    print(
-        f"\nWritten to {settings.runs / settings.name}: metrics.json, curves.png, retrieval.png, VARIANT.pt, VARIANT.pt2"
-    )
+    print(f"\nWritten to {settings.runs / settings.name}: metrics.json, curves.png, retrieval.png, VARIANT.pt, .pt2")
 
 
 if __name__ == "__main__":

@@ -104,5 +104,5 @@ class RhoDistanceWeightedMiner(DistanceWeightedMiner):
 
 def _draw(log_weights: torch.Tensor) -> torch.Tensor:
     """A column of each row, with probability ∝ exp(log_weights): where log_weights plus Gumbel noise is largest."""
-    noise = -torch.empty_like(log_weights).exponential_().log()
-    return (log_weights + noise).argmax(dim=1)
+    uniform = torch.rand_like(log_weights).clamp_(min=torch.finfo(log_weights.dtype).tiny)
+    return (log_weights - uniform.log_().neg_().log_()).argmax(dim=1)

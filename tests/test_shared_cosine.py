@@ -1,4 +1,4 @@
-"""SharedCosine: the matrix and gradient of PML's CosineSimilarity, computed once, and kept no longer than a step."""
+"""SharedCosine, SharedEuclidean: PML's matrices and gradients, computed once, and kept no longer than a step."""
 
 import copy
 import gc
@@ -9,7 +9,7 @@ import torch
 from pytorch_metric_learning import distances, losses, miners
 
 from pml_s2sd import S2SDEmbedder, S2SDLoss
-from pml_s2sd.shared_cosine import CosineWithItself, SharedCosine, share
+from pml_s2sd.shared_cosine import CDIST_DIFFERENCES, Cosine, CosineWithItself, SharedCosine, SharedEuclidean, share
 
 LABELS = torch.arange(12) // 2
 
@@ -36,6 +36,60 @@ def test_the_gradient_can_be_differentiated_again():
     assert torch.autograd.gradgradcheck(CosineWithItself.apply, x)
 
 
+def test_with_proxies_matrix_and_both_gradients_are_those_of_pml():
+    x = (3 * torch.randn(12, 5, dtype=torch.float64)).requires_grad_()
+    proxies = (0.1 * torch.randn(7, 5, dtype=torch.float64)).requires_grad_()
+    into_D = torch.randn(12, 7, dtype=torch.float64)
+    found, expected = sharing(x)(x, proxies), distances.CosineSimilarity()(x, proxies)
+    assert "Cosine" in found.grad_fn.name() and "Cosine" not in expected.grad_fn.name()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    gradients = [torch.autograd.grad(D, (x, proxies), into_D) for D in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-14)
+
+
+def test_with_proxies_the_gradients_can_be_differentiated_again():
+    x, proxies = (torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (4, 2))
+    assert torch.autograd.gradcheck(Cosine.apply, (x, proxies))
+    assert torch.autograd.gradgradcheck(Cosine.apply, (x, proxies))
+
+
+def test_a_zero_proxy_is_similar_to_none_and_gets_no_gradient():
+    x, proxies = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 0.0], [4.0, 3.0]], requires_grad=True)
+    D = sharing(x)(x, proxies)
+    D.sum().backward()
+    torch.testing.assert_close(D, torch.tensor([[0.0, 0.96]]))
+    assert proxies.grad[0].tolist() == [0.0, 0.0] and proxies.grad[1].abs().max() > 0.01
+
+
+@pytest.mark.parametrize("B", [CDIST_DIFFERENCES, CDIST_DIFFERENCES + 1, 40])
+def test_euclidean_matrix_and_gradient_are_those_of_pml(B):
+    x = 3 * torch.randn(B, 5, dtype=torch.float64)
+    x[1] = 0
+    x[3] = 2 * x[2]  # at a distance of 0
+    x.requires_grad_()
+    into_D = torch.randn(B, B, dtype=torch.float64)
+    into_D[:, 1] = into_D[1] = 0  # PML's gradient into a zero vector is that of dividing by 1e-12
+    into_D[2, 3] = into_D[3, 2] = 0  # and of rounding where a distance is 0
+    found, expected = SharedEuclidean(sharing(x))(x), distances.LpDistance()(x)
+    assert found.diagonal().abs().max() == 0
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)  # √(rounding) at 0
+    torch.testing.assert_close(found**2, expected**2, rtol=0, atol=1e-14)
+    gradients = [torch.autograd.grad(D, x, into_D.fill_diagonal_(0))[0] for D in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-13)
+
+
+def test_euclidean_distances_of_near_duplicates_in_a_small_batch_are_as_exact_as_pmls():
+    x = torch.randn(CDIST_DIFFERENCES, 8)
+    x[1] = x[0] + 1e-5
+    assert torch.equal(SharedEuclidean(sharing(x))(x), distances.LpDistance()(x))
+
+
+def test_equal_vectors_have_a_finite_gradient_also_of_their_distance():
+    x = torch.ones(40, 3, requires_grad=True)
+    SharedEuclidean(sharing(x))(x).sum().backward()
+    assert x.grad.abs().max() < 1e-6
+
+
 def test_a_zero_vector_is_similar_to_none_and_gets_no_gradient():
     x = torch.tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
     D = sharing(x)(x)
@@ -51,10 +105,9 @@ def test_writing_into_the_matrix_changes_it_for_no_one_else():
     torch.testing.assert_close(distance(x), distances.CosineSimilarity()(x))
 
 
-@pytest.mark.parametrize("query", [torch.randn(4, 3).bfloat16(), torch.randn(4, 3)], ids=["bfloat16", "references"])
-def test_everything_else_is_pmls(query):
-    ref = None if query.dtype == torch.bfloat16 else torch.randn(6, 3)
-    assert torch.equal(sharing(query)(query, ref), distances.CosineSimilarity()(query, ref))
+def test_other_dtypes_are_pmls():
+    x = torch.randn(4, 3).bfloat16()
+    assert torch.equal(sharing(x)(x), distances.CosineSimilarity()(x))
 
 
 def test_under_autocast_it_is_pmls():
@@ -75,13 +128,17 @@ def test_a_batch_that_was_not_announced_or_is_over_is_pmls_even_when_changed_in_
     assert distance.of(x) is None and calls == []
 
 
-def test_only_a_plain_cosine_is_replaced():
+def test_only_plain_cosine_and_euclidean_distances_are_replaced():
     loss, miner = losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner()
     assert share(loss, miner) is loss.distance is miner.distance
+    margin, weighted = losses.MarginLoss(), miners.DistanceWeightedMiner()
+    shared = share(margin, weighted)
+    assert margin.distance.cosine is weighted.distance.cosine is shared
     powered = losses.MultiSimilarityLoss(distance=distances.CosineSimilarity(power=2))
+    squared = losses.MarginLoss(distance=distances.LpDistance(power=2))
     subclass = type("Mine", (distances.CosineSimilarity,), {})()
-    assert share(powered, losses.MarginLoss(), losses.ContrastiveLoss(distance=subclass), None) is None
-    assert powered.distance.power == 2
+    assert share(powered, squared, losses.ContrastiveLoss(distance=subclass), None) is None
+    assert powered.distance.power == squared.distance.power == 2
 
 
 def counted(monkeypatch):
@@ -91,14 +148,21 @@ def counted(monkeypatch):
     return calls
 
 
-def test_a_step_computes_an_auxiliary_space_once_and_leaves_the_users_objects_alone(monkeypatch):
-    loss, miner = losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner()
+@pytest.mark.parametrize(
+    ("loss", "miner"),
+    [
+        (losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner()),
+        (losses.MarginLoss(), miners.DistanceWeightedMiner()),
+    ],
+)
+def test_a_step_computes_an_auxiliary_space_once_and_leaves_the_users_objects_alone(monkeypatch, loss, miner):
+    distance = type(loss.distance)
     embedder = S2SDEmbedder(7, 3, (4, 5))
     loss_func = S2SDLoss(loss, embedder, miner=miner)
     calls = counted(monkeypatch)
-    loss_func(embedder(torch.randn(12, 7)), LABELS).backward()
+    loss_func(embedder(torch.randn(40, 7)), torch.arange(40) // 2).backward()
     assert [x.shape[1] for x in calls] == [4, 5]
-    assert type(loss.distance) is type(miner.distance) is distances.CosineSimilarity
+    assert type(loss.distance) is type(miner.distance) is distance
 
 
 def test_nothing_of_a_step_is_kept_after_it():

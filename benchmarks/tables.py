@@ -1,0 +1,149 @@
+"""The tables of docs/performance.md from benchmarks/results/: prints them, or puts them into the page (--write)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from measure import RESULTS, read
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+TARGETS = {"multisimilarity": 1.05, "margin": 1.08}
+
+
+def rows_of(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def verdict(value: float, target: float | None, at_least: bool = False) -> str:
+    if target is None:
+        return ""
+    met = value >= target if at_least else value <= target
+    return f"{'≥' if at_least else '≤'} {target}: {'met' if met else 'not met'}"
+
+
+def loss_step(figures: dict[str, Any]) -> str:
+    header = ["ms", "whole", "heads", "base objective", "auxiliary objectives", "distillation", "ratio", "target"]
+    rows = []
+    for name, of_name in figures.items():
+        if "milliseconds over" in of_name:
+            times, over = of_name["milliseconds"], of_name["milliseconds over"]
+            shown = [times["whole"], times["heads"], times["base objective"], *over.values()]
+            rows.append([name, *shown, f"**{of_name['ratio']}**", verdict(of_name["ratio"], TARGETS.get(name))])
+    return rows_of(header, rows)
+
+
+def heads_and_optimizer(figures: dict[str, Any]) -> str:
+    name, steps = "heads' rate ÷ one product's", figures["optimizer step"]
+    rate = figures[name]["ratio"]
+    rows = [[name, rate, verdict(rate, 0.85, at_least=True)]]
+    rows += [
+        [f"Adam's step on the auxiliary parameters, {step} (ms)", steps[f"{step}, milliseconds"], ""] for step in STEPS
+    ]
+    return rows_of(["", "value", "target"], rows)
+
+
+STEPS = ("loop", "foreach", "fused")
+
+
+def training_step(figures: dict[str, Any]) -> str:
+    header = ["ms", "baseline", "S2SD", "more: heads", "losses", "optimizer", "ratio", "ratio by parts", "target"]
+    return rows_of(
+        header,
+        (
+            [
+                name,
+                *(round(t) for t in of_name["milliseconds"].values()),
+                *of_name["milliseconds more"].values(),
+                of_name["ratio"],
+                f"**{of_name['ratio by parts']}**",
+                verdict(of_name["ratio by parts"], 1.02),
+            ]
+            for name, of_name in figures.items()
+        ),
+    )
+
+
+def deployed(figures: dict[str, Any]) -> str:
+    keys = ["same program", "bitwise same output", "size ratio", "latency ratio", "latency ratio, exported"]
+    return rows_of(["", *keys], ([name, *map(worded, map(of_name.get, keys))] for name, of_name in figures.items()))
+
+
+def worded(value: object) -> object:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+
+
+def large_batch(figures: dict[str, Any]) -> str:
+    rows = (
+        [name.removeprefix("B = "), *f["seconds"].values(), f["time ratio"], *f["MiB"].values(), f["memory ratio"]]
+        for name, f in figures.items()
+    )
+    return rows_of(["B", "plain, s", "in blocks, s", "ratio", "plain, MiB", "in blocks, MiB", "ratio"], rows)
+
+
+def scaling(key: str) -> Callable[[dict[str, Any]], str]:
+    def of_key(figures: dict[str, Any]) -> str:
+        measured = figures[key]
+        with_memory = any("MiB" in f for f in measured.values())
+        header = [key, "without S2SD, ms", "heads, ms", "S2SD, ms", "S2SD ÷ (heads + base objective)"]
+        rows = []
+        for name, f in measured.items():
+            times = f["milliseconds"]
+            memory = [round(value) for value in f["MiB"].values()] if with_memory else []
+            rows.append([name, times["plain"], times["heads"], times["S2SD"], f["over"], *memory])
+        return rows_of([*header, *(["without S2SD, MiB", "S2SD, MiB"] if with_memory else [])], rows)
+
+    return of_key
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "loss_step": ("loss_step", loss_step),
+    "heads_and_optimizer": ("loss_step", heads_and_optimizer),
+    "training_step": ("training_step", training_step),
+    "deployed": ("deployed", deployed),
+    "large_batch": ("large_batch", large_batch),
+    "batch_size": ("scaling", scaling("B")),
+    "space_size": ("scaling", scaling("size of one space")),
+    "space_number": ("scaling", scaling("number of spaces of 1024")),
+    "processes": ("scaling", scaling("processes")),
+}
+
+
+def markdown(name: str, results: Path) -> str:
+    """A table, with what it was measured on and by which command."""
+    script, table = TABLES[name]
+    saved = read(script, results)
+    machine = saved["machine"]
+    where = f"{machine['processor']}, {machine['threads']} thread, torch {machine['torch']}"
+    return f"{table(saved['figures'])}\n\n*`{saved['command']}`, {where}*"
+
+
+def with_tables(page: str, results: Path) -> str:
+    """The page with what is between ``<!-- table NAME -->`` and ``<!-- end -->`` made anew."""
+    return re.sub(
+        r"(<!-- table (\w+) -->\n).*?(<!-- end -->)",
+        lambda mark: f"{mark[1]}{markdown(mark[2], results)}\n{mark[3]}",
+        page,
+        flags=re.DOTALL,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true")
+    if not parser.parse_args().write:
+        print("\n\n".join(f"{name}\n\n{markdown(name, RESULTS)}" for name in TABLES))
+        return
+    temporary = PAGE.with_suffix(".tmp")
+    temporary.write_text(with_tables(PAGE.read_text(), RESULTS))
+    os.replace(temporary, PAGE)
+
+
+if __name__ == "__main__":
+    main()

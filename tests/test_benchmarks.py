@@ -1,0 +1,103 @@
+"""What compares benchmarks with the committed ones, and the deployed program with the plain one; no times."""
+
+import json
+
+import pytest
+import torch
+from check import Row, compare, table
+from deployed import program
+from measure import RESULTS, medians, read, save
+from resnet import PARAMETERS, resnet50
+from tables import TABLES, markdown, with_tables
+
+COMMITTED = {
+    "multisimilarity": {"ratio": 1.04, "milliseconds": {"whole": 180.0}},
+    "margin": {"ratio": 1.2, "same program": True},
+    "B = 8192": {"time ratio": 1.1},
+}
+
+
+def found(**changed):
+    figures = {"multisimilarity": {"ratio": 1.05, "milliseconds": {"whole": 90.0}}, "margin": dict(COMMITTED["margin"])}
+    figures["margin"].update(changed)
+    return figures
+
+
+def test_ratios_are_compared_and_seconds_are_not():
+    rows = compare(COMMITTED, found())
+    assert rows == [
+        Row("multisimilarity, ratio", 1.04, 1.05),
+        Row("margin, ratio", 1.2, 1.2),
+        Row("margin, same program", True, True),
+    ]
+    assert all(row.holds(0.01) for row in rows)
+
+
+@pytest.mark.parametrize(("ratio", "holds"), [(1.2, True), (1.31, True), (1.33, False), (1.09, True), (1.07, False)])
+def test_a_ratio_holds_within_the_tolerance_in_both_directions(ratio, holds):
+    assert compare(COMMITTED, found(ratio=ratio))[1].holds(0.1) is holds
+
+
+def test_what_was_true_has_to_be_true_whatever_the_tolerance():
+    assert not compare(COMMITTED, found(**{"same program": False}))[2].holds(10.0)
+
+
+def test_a_ratio_that_is_only_on_one_side_differs():
+    figures = found(**{"memory ratio": 0.5})
+    del figures["margin"]["ratio"]
+    rows = {row.name: row for row in compare(COMMITTED, figures)}
+    assert rows["margin, memory ratio"] == Row("margin, memory ratio", None, 0.5)
+    assert rows["margin, ratio"] == Row("margin, ratio", 1.2, None)
+    assert [row.holds(0.1) for row in rows.values()].count(False) == 2
+
+
+def test_the_table_says_what_was_expected_and_found():
+    lines = table(compare(COMMITTED, found(ratio=1.5)), 0.1).splitlines()
+    assert lines[0].split() == ["ratio", "expected", "found"]
+    assert lines[1].split() == ["multisimilarity,", "ratio", "1.04", "1.05"]
+    assert lines[2].split() == ["margin,", "ratio", "1.2", "1.5", "differs"]
+
+
+def test_results_are_read_as_they_were_saved(tmp_path, capsys):
+    save("name", COMMITTED, tmp_path)
+    assert read("name", tmp_path)["figures"] == COMMITTED
+    assert read("name", tmp_path)["machine"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert json.loads(capsys.readouterr().out.removeprefix("name: ")) == COMMITTED
+    assert [path.name for path in tmp_path.iterdir()] == ["name.json"]
+
+
+def test_what_is_timed_takes_turns_none_always_first():
+    calls = []
+    medians({name: lambda name=name: calls.append(name) for name in "ab"}, repeats=3, warm_up=1)
+    assert "".join(calls) == "abbaabba"
+
+
+def test_the_trunk_has_resnet_50s_parameters_and_features():
+    trunk = resnet50().eval()
+    assert sum(p.numel() for p in trunk.parameters()) == PARAMETERS
+    assert trunk(torch.zeros(1, 3, 64, 64)).shape == (1, 2048)
+
+
+def test_programs_are_told_apart_by_operations_and_arguments():
+    x = torch.randn(2, 3)
+    linear, other = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    models = [linear, torch.nn.Sequential(other), torch.nn.Linear(3, 3, bias=False)]
+    models += [torch.nn.Sequential(linear, torch.nn.Softmax(dim)) for dim in (0, 1)]
+    programs = [program(torch.export.export(model.eval(), (x,))) for model in models]
+    assert programs[0] == programs[1]
+    assert all(programs[a] != programs[b] for a in range(2, 5) for b in range(a))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_can_be_made_from_the_committed_results(name):
+    lines = markdown(name, RESULTS).splitlines()
+    assert len(lines) > 2
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+
+
+def test_tables_are_put_between_their_marks_only():
+    page = "before\n\n<!-- table deployed -->\nold\n<!-- end -->\n\nafter\n"
+    written = with_tables(page, RESULTS)
+    assert written.startswith("before\n\n<!-- table deployed -->\n") and written.endswith("<!-- end -->\n\nafter\n")
+    assert "old" not in written and markdown("deployed", RESULTS) in written
+    assert with_tables(written, RESULTS) == written
