@@ -142,8 +142,8 @@ def draw_retrieval(embeddings: Mapping[str, torch.Tensor], dataset: Any) -> Figu
                     axis, dataset, neighbour, RIGHT if dataset.labels[neighbour] == dataset.labels[query] else WRONG
                 )
                 if row == 0 and rank == neighbours // 2:
-                    axis.set_title(shown(name))
-    axes[0][0].set_title("query")
+                    axis.set_title(shown(name), fontsize=16)
+    axes[0][0].set_title("query", fontsize=16)
     return figure
 
 

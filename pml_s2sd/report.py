@@ -113,6 +113,11 @@ def render(runs: Sequence[Run]) -> str:
         *([f"<h2>Means over runs</h2>{means_table(runs)}"] if repeats(runs) else []),
         glossary(),
         "<h2>Pictures</h2>",
+        *(
+            ['<p class="quiet">Lines are means over runs, bands ± their standard deviation.</p>']
+            if repeats(runs)
+            else []
+        ),
         f'<div class="pictures">{"".join(drawn(runs))}</div>',
         *kept_pictures(runs),
         "<h2>How it was made</h2>",
@@ -220,8 +225,9 @@ def mean_cell(values: Sequence[float], form: str, scale: float) -> Cell:
 
 
 def plain(value: Any) -> Cell:
-    """A setting as it is."""
-    return Cell(NONE) if value is None else Cell(escape(str(value)), str(value))
+    """A setting as it is, a list's entries between commas."""
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return Cell(NONE) if value is None else Cell(escape(text), text)
 
 
 def table(name: str, header: Sequence[str], rows: Iterable[Sequence[Cell]], kind: str = "figures") -> str:
@@ -248,20 +254,17 @@ def glossary() -> str:
 
 
 def drawn(runs: Sequence[Run]) -> Iterable[str]:
-    """The pictures that are drawn from metrics.json."""
-    band = "; mean of the runs, band of ± a standard deviation" if repeats(runs) else ""
+    """The pictures that are drawn from metrics.json; their titles are in them."""
     for title, series in curve_panels(runs).items():
-        yield figure_of(draw_curves({title: series}), f"{title}, epoch by epoch{band}")
-    sizes = recall_by_size(runs)
-    if sizes:
-        yield figure_of(draw_sizes(sizes), "Recall@1 on unseen classes against the embedding size")
-    of_spaces = spectra(runs)
-    if of_spaces:
-        yield figure_of(draw_spectra(of_spaces), f"Singular values of the test set's embeddings{band}")
+        yield figure_of(draw_curves({title: series}), f"Line chart: {title}, after each epoch")
+    if sizes := recall_by_size(runs):
+        yield figure_of(draw_sizes(sizes), "Line chart: Recall@1 on unseen classes against the embedding size")
+    if of_spaces := spectra(runs):
+        yield figure_of(draw_spectra(of_spaces), "Line chart: singular values of the test set's embeddings")
 
 
-def figure_of(figure: Figure, caption: str) -> str:
-    return figure_html("image/svg+xml", as_svg(figure).encode(), caption, "narrow")
+def figure_of(figure: Figure, description: str) -> str:
+    return f'<figure class="narrow">{image("image/svg+xml", as_svg(figure).encode(), description)}</figure>'
 
 
 def kept_pictures(runs: Sequence[Run]) -> Iterable[str]:
@@ -273,7 +276,8 @@ def kept_pictures(runs: Sequence[Run]) -> Iterable[str]:
         }
         captions |= {path: f"Test embeddings of {path.name.removesuffix('.map.png')}, by t-SNE" for path in maps}
         pictures = [
-            figure_html("image/png", content, caption, "narrow" if path in maps else "wide")
+            f'<figure class="{"narrow" if path in maps else "wide"}">{image("image/png", content, caption)}'
+            f"<figcaption>{escape(caption)}</figcaption></figure>"
             for path, caption in captions.items()
             if (content := whole_png(path))
         ]
@@ -291,20 +295,18 @@ def whole_png(path: Path) -> bytes | None:
     return content if content.startswith(b"\x89PNG\r\n") and content.endswith(b"IEND\xaeB`\x82") else None
 
 
-def figure_html(kind: str, content: bytes, caption: str, width: str) -> str:
-    source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
-    caption = escape(caption)
-    return f'<figure class="{width}"><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+def image(kind: str, content: bytes, description: str) -> str:
+    return f'<img src="data:{kind};base64,{base64.b64encode(content).decode()}" alt="{escape(description)}">'
 
 
 def settings_table(runs: Sequence[Run]) -> str:
     """A row a setting, version or figure of the data, a column a run; those in which runs differ come first."""
     found: list[dict[str, Any]] = []
     for run in runs:
-        versions, data = (run.content.get(part) for part in ("versions", "data"))
+        versions, data = (run.content.get(part, {}) for part in ("versions", "data"))
         of_run = dict(run.settings)
-        of_run |= {f"{name}, version": value for name, value in (versions or {}).items()}
-        of_run |= {name.replace("_", " "): value for name, value in (data or {}).items()}
+        of_run |= {f"{name}, version": value for name, value in versions.items()}
+        of_run |= {name.replace("_", " "): value for name, value in data.items()}
         found.append({**of_run, "machine": run.content.get("machine")})
     names = list(dict.fromkeys(name for of_run in found for name in of_run))
     names.sort(key=lambda name: len({repr(of_run.get(name)) for of_run in found}) == 1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 PERCENTAGES = {
     "precision_at_1": "Recall@1",  # precision@1 and Recall@1 are the same number
@@ -114,10 +115,13 @@ def read_run(folder: str | Path) -> Run:
 
 
 def check_content(path: Path, content: Any) -> None:
-    """The parts that are read: models by name, each with its epochs and single numbers."""
-    models = content.get("models") if isinstance(content, dict) else None
-    if not isinstance(models, dict) or not isinstance(content.get("settings", {}), dict):
+    """The parts that are read: objects where there should be, in a model its epochs, and numbers."""
+    if not isinstance(content, dict) or "models" not in content:
         raise ValueError(f'{path} is no metrics.json of a run; expected an object with "settings" and "models"')
+    for part in {"models", "settings", "versions", "data"} & content.keys():
+        if not isinstance(content[part], dict):
+            raise ValueError(f'{path}: "{part}" is {type(content[part]).__name__}; expected an object')
+    models = content["models"]
     for name, record in models.items():
         epochs = record.get("epochs") if isinstance(record, dict) else None
         if not isinstance(epochs, list) or not all(isinstance(e, dict) and is_number(e.get("epoch")) for e in epochs):
@@ -126,6 +130,9 @@ def check_content(path: Path, content: Any) -> None:
             for metric in (PERCENTAGES | PROPERTIES).keys() & part.keys():
                 if not is_number(part[metric]):
                     raise ValueError(f"{path}: {metric} of model {name!r} is {part[metric]!r}; expected a number")
+        values = record.get("singular_values", [])
+        if not isinstance(values, list) or not all(map(is_number, values)):
+            raise ValueError(f"{path}: singular_values of model {name!r} is no list of numbers")
 
 
 def is_number(value: Any) -> bool:
@@ -225,4 +232,5 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
         >>> mean_and_deviation([1.0, 3.0]), mean_and_deviation([2.0])
         ((2.0, 1.4142135623730951), (2.0, 0.0))
     """
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    with np.errstate(invalid="ignore"):  # infinite values deviate by NaN
+        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
