@@ -107,7 +107,7 @@ def draw_spectra(series: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
         longest = max(len(of_run) for of_run in shares)
         values = [mean_and_deviation([of_run[i] for of_run in shares if i < len(of_run)]) for i in range(longest)]
         draw_band(axis, position, label, range(1, longest + 1), values)
-    axis.set_yscale("log", nonpositive="mask")
+    axis.set_yscale("log", nonpositive="clip")
     count_along(axis, "singular value, from the largest")
     finish(axis, "share of the sum of singular values")
     add_legend(figure)

@@ -165,7 +165,7 @@ def series_of(runs: Sequence[Run], apart_from: Iterable[str] = ()) -> Series:
     differing = sorted(name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1)
     series: Series = {}
     for run in runs:
-        settings = [f"{'d =' if name == 'embedding_size' else name} {run.settings.get(name)}" for name in differing]
+        settings = [f"{'d' if name == 'embedding_size' else name}={run.settings.get(name)}" for name in differing]
         for model, record in run.models.items():
             series.setdefault(", ".join([model, *settings]), []).append((run, record))
     return series
