@@ -1,4 +1,4 @@
-"""Results of the examples: metrics.json, and the table that is printed."""
+"""Results of the examples: metrics.json, and the tables that are printed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-METRICS = {
-    "precision_at_1": "Recall@1",  # precision@1 and Recall@1 are the same number
-    "r_precision": "R-precision",
-    "mean_average_precision_at_r": "MAP@R",
-}
+from pml_s2sd.runs import PERCENTAGES, PROPERTIES
+
+METRICS = {metric: PERCENTAGES[metric] for metric in ("precision_at_1", "r_precision", "mean_average_precision_at_r")}
+"""What every epoch is measured by."""
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -39,6 +38,20 @@ def print_table(models: dict[str, dict[str, Any]]) -> None:
         for name, record in models.items()
     ]
     print("\n" + markdown_table(header, rows))
+
+
+def print_further_metrics(models: dict[str, dict[str, Any]]) -> None:
+    """One row a model: the metrics of unseen classes that `print_table` leaves out."""
+    others = {metric: title for metric, title in PERCENTAGES.items() if metric not in METRICS}
+    rows = [
+        [
+            name,
+            *(f"{100 * record[metric]:.1f}" for metric in others),
+            *(f"{record[metric]:.3f}" for metric in PROPERTIES),
+        ]
+        for name, record in models.items()
+    ]
+    print("\n" + markdown_table(["model", *others.values(), *PROPERTIES.values()], rows))
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:

@@ -3,7 +3,7 @@
     python examples/seeds.py --name demo --seeds 0 1 2 3 4          # further options as train.py's
 
 Each seed is a run of its own, RUNS/NAME-seed0 and so on. Of runs with the same settings and versions, a finished one is
-not repeated, and one that was cut short goes on. Writes RUNS/NAME-seeds.md.
+not repeated, and one that was cut short goes on. Writes RUNS/NAME-seeds.md and RUNS/NAME-seeds.html, the report of all.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 from results import METRICS, markdown_table, write_text
 from train import describe, parse_arguments, run, stoppable
+
+from pml_s2sd.report import write_report
 
 
 def earlier_run(settings: argparse.Namespace) -> dict[str, Any] | None:
@@ -71,6 +73,9 @@ def main() -> None:
     table = summarize(runs, base.variants)
     print("\n" + table)
     write_text(Path(base.runs) / f"{base.name}-seeds.md", table + "\n")
+    folders = [base.runs / f"{base.name}-seed{seed}" for seed in own.seeds]
+    report = write_report(folders, base.runs / f"{base.name}-seeds.html")
+    print(f"\nThe report, to open in a browser: {report}")
 
 
 if __name__ == "__main__":

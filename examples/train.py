@@ -6,18 +6,17 @@
 
     python examples/train.py --name demo --resume              # go on with a run that was cut short
 
-Writes runs/NAME/: metrics.json, curves.png, retrieval.png, and for every model VARIANT.pt (the deployed weights),
-VARIANT.pt2 (the deployed model as a program, for python -m pml_s2sd.evaluate), and VARIANT.checkpoint (from which
---resume goes on, exactly; written at the end of every epoch).
+Writes runs/NAME/: report.html, one page with the tables and pictures; metrics.json, curves.png, retrieval.png; and for
+every model VARIANT.pt (the deployed weights), VARIANT.pt2 (the deployed model as a program, for python -m
+pml_s2sd.evaluate), VARIANT.map.png, and VARIANT.checkpoint (from which --resume goes on, exactly; written at the end of
+every epoch).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -38,19 +37,19 @@ from checkpoints import (
     save_whole,
 )
 from images import EMOJI_SIDE, EmojiDataset, ImageFolderDataset, make_augmentation
+from measures import embed, evaluate, measure_latency, measure_space
 from network import SmallResNet
-from pictures import draw_curves, draw_retrieval
+from pictures import draw_run
 from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.samplers import MPerClassSampler
-from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
-from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-from results import METRICS, print_table, write_json
+from results import print_further_metrics, print_table, write_json
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from pml_s2sd import S2SDEmbedder, s2sd
 from pml_s2sd.embedder import Embedder
+from pml_s2sd.report import write_report
 
 # name -> (embedding_size, number of training classes) -> (objective, miner)
 OBJECTIVES = {
@@ -197,56 +196,10 @@ def train_epoch(
     return {**figures, "train_seconds": time.perf_counter() - started}
 
 
-def evaluate(model: nn.Module, test_set: Dataset, device: torch.device) -> dict[str, float]:
-    """PML's accuracies on classes that were not trained on: every image is a query, all others its gallery."""
-    trunk, embedder = model
-    tester = GlobalEmbeddingSpaceTester(
-        batch_size=512, dataloader_num_workers=0, data_device=device, accuracy_calculator=make_calculator()
-    )
-    with contextlib.redirect_stderr(io.StringIO()):  # the tester's own progress bar, once an epoch
-        accuracies = tester.test({"test": test_set}, epoch=0, trunk_model=trunk, embedder_model=embedder)
-    return {metric: float(accuracies["test"][f"{metric}_level0"]) for metric in METRICS}
-
-
-def make_calculator() -> AccuracyCalculator:
-    return AccuracyCalculator(include=tuple(METRICS), k="max_bin_count", device=torch.device("cpu"))
-
-
-def embed(model: nn.Module, test_set: Dataset, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised embeddings of a data set, (N, d), and labels, (N, 1), by PML's tester."""
-    tester = GlobalEmbeddingSpaceTester(batch_size=512, dataloader_num_workers=0, data_device=device)
-    with contextlib.redirect_stderr(io.StringIO()):
-        embeddings, labels = tester.get_all_embeddings(test_set, *model)
-    return embeddings.cpu(), labels.cpu()
-
-
 def deploy(model: nn.Module) -> nn.Module:
     """The trained model as it is used: the base head alone, in eval mode."""
     trunk, embedder = model
     return nn.Sequential(trunk, embedder.deploy() if isinstance(embedder, S2SDEmbedder) else embedder).eval()
-
-
-def measure_latency(
-    deployed: dict[str, nn.Module], side: int, device: torch.device, batch: int = 32, repeats: int = 50
-) -> dict[str, float]:
-    """Milliseconds an image, per model: medians over repeats in which the models take turns."""
-    images = torch.rand(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
-    seconds: dict[str, list[float]] = {name: [] for name in deployed}
-    with torch.inference_mode():
-        for repeat in range(repeats + 5):  # the first five warm up
-            for name, model in deployed.items():
-                synchronize(device)
-                started = time.perf_counter()
-                model(images)
-                synchronize(device)
-                if repeat >= 5:
-                    seconds[name].append(time.perf_counter() - started)
-    return {name: 1000 * statistics.median(times) / batch for name, times in seconds.items()}
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def seed_everything(seed: int) -> None:
@@ -329,19 +282,16 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
     side = settings.image_size if settings.images else EMOJI_SIDE
     device = torch.device(settings.device)
     latencies = measure_latency(deployed, side, device)
+    embeddings = {}
     for variant, model in deployed.items():
         record = results["models"][variant]
         record["deployed_parameters"] = sum(p.numel() for p in model.parameters())
         record["latency_ms_per_image"] = latencies[variant]
         record["train_seconds"] = sum(epoch["train_seconds"] for epoch in record["epochs"])
-        record.update({metric: record["epochs"][-1][metric] for metric in METRICS})
+        embeddings[variant], labels = embed(model, test_set, device)
+        record.update(measure_space(embeddings[variant], labels.squeeze(1)))
     write_json(folder / "metrics.json", results)
-    draw_curves(results["models"], folder / "curves.png")
-    draw_retrieval(
-        {name: embed(model, test_set, device)[0] for name, model in deployed.items()},
-        test_set,
-        folder / "retrieval.png",
-    )
+    draw_run(folder, embeddings, test_set)
     return results
 
 
@@ -421,7 +371,8 @@ def main() -> None:
     with stoppable(f"the same command with --resume goes on with {settings.runs / settings.name}"):
         results = run(settings)
     print_table(results["models"])
-    print(f"\nWritten to {settings.runs / settings.name}: metrics.json, curves.png, retrieval.png, VARIANT.pt, .pt2")
+    print_further_metrics(results["models"])
+    print(f"\nThe report, to open in a browser: {write_report([settings.runs / settings.name])}")
 
 
 if __name__ == "__main__":

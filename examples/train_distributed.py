@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from checkpoints import save_whole
 from images import make_augmentation
+from measures import embed, make_calculator
 from pytorch_metric_learning.samplers import MPerClassSampler
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
 from results import METRICS, write_json
@@ -31,9 +32,7 @@ from train import (
     build,
     deploy,
     describe,
-    embed,
     load_data,
-    make_calculator,
     make_optimizer,
     parse_arguments,
     seed_everything,
@@ -98,7 +97,7 @@ def train(settings: argparse.Namespace, variant: str, train_set: Dataset, test_s
 
 
 def evaluate(model: nn.Module, test_set: Dataset, device: torch.device) -> dict[str, float]:
-    """train.evaluate, each process embedding its part of the test set; the accuracies on rank 0, nothing elsewhere."""
+    """measures.evaluate, each process embedding a part of the test set; accuracies on rank 0, nothing elsewhere."""
     part = Subset(test_set, part_of(range(len(test_set))))
     embeddings, labels = embed(model.eval(), part, device)
     gathering = Gathering(len(part))

@@ -1,21 +1,22 @@
-"""Diagnostics: whether the auxiliary spaces have something to teach, and whether the base space learns it."""
+"""Diagnostics: whether the teachers have something to teach, and whether the base space learns it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
 from torch import nn
+from tqdm import tqdm
 
-from .checks import check_instance, check_int, check_labels, check_number
-from .distillation import Space, Teaching, mean_divergences
-from .embedder import S2SDEmbedder
+from .checks import check_batch, check_instance, check_int, check_labels, check_number
+from .distillation import divergence, row_log_probs
 from .embeddings import S2SDEmbeddings
 from .similarity import Similarity
 
 BLOCK_ENTRIES = 2**22
-"""Similarities at hand at a time."""
+"""Similarities of one space that are held at a time: memory grows with B, not with B²."""
 
 
 @torch.no_grad()
@@ -27,130 +28,181 @@ def diagnose(
     temperature: float = 1.0,
     include_diagonal: bool = True,
     distance: BaseDistance | None = None,
-) -> dict[str, torch.Tensor]:
-    """What each space retrieves, and how far the base space is from its teachers.
+) -> dict[str, float]:
+    """How well each space retrieves, and how far the base space is from each of its teachers.
 
-        recall_at_1    share of the samples whose nearest other sample is of their class
-        divergence     KL(D^z, D^t) = T² / N · Σ_rows KL( softmax(D^t / T) ‖ softmax(D^z / T) )
-        agreement      mean share of the k nearest others in z that are among the k nearest in t
+    For a training batch, or a held-out set from `embed_spaces`; each sample among the others:
 
-    A teacher t has something to teach while its recall_at_1 is above that of z; it is learnt when its
-    divergence falls and its agreement rises. Nothing of the kind is computed unless this is called.
+    - ``recall_at_1/…`` of ``base``, ``a1`` … ``am`` and ``features``: the share of samples whose nearest
+      neighbour is of their class. A teacher that is no better than the base has nothing to teach. Samples
+      alone in their class are left out; where one of another class is as near, it counts as the nearest.
+    - ``kl/…`` of ``a1`` … ``am`` and ``features``: KL(D^z, D^t), the term that the loss distils with, which
+      falls while the base learns from t.
+    - ``overlap/…`` of ``a1`` … ``am`` and ``features``: the mean share of a sample's k nearest neighbours in
+      t that are among its k nearest in the base space. By chance it is k / (B - 1); it rises while the
+      base learns from t.
+
+    Nothing runs unless it is called, and it waits for the device once: every hundred steps is
+    often enough. With a space that holds NaN or infinity, what compares it is NaN.
 
     Args:
-        embeddings: of a batch, or of a held-out set (see `held_out`), N ≥ 2 samples.
-        labels: (N,), integers.
-        neighbours: k ≥ 1, less than N.
-        temperature: T > 0; the loss's own, ``loss_func.temperature``.
-        include_diagonal: as in the loss, ``loss_func.include_diagonal``.
-        distance: gives D, a PML distance; cosine similarity by default.
+        embeddings: of B samples.
+        labels: (B,), of any integer dtype.
+        neighbours: k, from 1 to B - 1.
+        temperature: T of the KL; give the loss's own, ``loss_func.temperature``.
+        include_diagonal: whether a sample's similarity to itself counts in the KL, ``loss_func.include_diagonal``.
+        distance: gives D, ``loss_func.distance``; cosine similarity unless given.
 
     Returns:
-        Detached scalars by name: ``recall_at_1/z``, ``recall_at_1/a1`` … ``recall_at_1/features``,
-        ``divergence/a1`` …, ``agreement/a1`` …, the auxiliary spaces in order, then the features. Only
-        samples whose class has another count in recall_at_1, which is 0 where there is none.
+        A float a name, as above; Recall@1 is NaN where no class has two samples.
 
     Raises:
-        TypeError, ValueError: on input that cannot be used, naming what was expected and what came.
+        TypeError, ValueError: on embeddings, labels or arguments that cannot be used.
 
-    Source: the divergence is the distillation term of Roth et al., ICML 2021, section 3.
+    Source: KL, Roth et al., ICML 2021, section 3; Recall@1, Jégou et al. 2011.
 
     Example:
         >>> import torch
         >>> from pml_s2sd import S2SDEmbeddings
         >>> from pml_s2sd.diagnostics import diagnose
-        >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
-        >>> found = diagnose(S2SDEmbeddings(x, (2 * x,), x), torch.tensor([0, 0, 1, 1]), neighbours=1)
-        >>> {name: round(value.item(), 3) for name, value in found.items() if name.endswith(("z", "a1"))}
-        {'recall_at_1/z': 1.0, 'recall_at_1/a1': 1.0, 'divergence/a1': 0.0, 'agreement/a1': 1.0}
+        >>> z = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.5], [0.5, 1.0]])
+        >>> a = torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0], [-1.0, 0.2]])
+        >>> found = diagnose(S2SDEmbeddings(z, (a,), z), torch.tensor([0, 0, 1, 1]), neighbours=2)
+        >>> {name: round(value, 3) for name, value in found.items() if "features" not in name}
+        {'recall_at_1/base': 0.0, 'recall_at_1/a1': 1.0, 'kl/a1': 0.358, 'overlap/a1': 0.625}
     """
-    check_instance(
-        "embeddings", embeddings, S2SDEmbeddings, "S2SDEmbeddings, as an S2SDEmbedder in training mode gives"
-    )
-    if labels is None:
-        raise ValueError(f"labels are needed, one for each of the {len(embeddings)} samples, got None")
-    check_labels("labels", labels, "embeddings", embeddings)
-    check_int("neighbours", neighbours, at_least=1)
     check_number("temperature", temperature, above=0)
     check_instance("distance", distance, BaseDistance, "a pytorch_metric_learning distance")
-    if neighbours >= len(labels):
-        raise ValueError(
-            f"neighbours must be less than the number of samples, got {neighbours} with {len(labels)} samples"
-        )
+    check_spaces(embeddings, labels, neighbours)
     D = Similarity(CosineSimilarity() if distance is None else distance)
-    prepared = [D.prepare(x.detach()) for x in (embeddings.embeddings, *embeddings.aux, embeddings.features)]
-    z, *teachers = (Space(x, x) for x in prepared)
-    labels = labels.to(z.x.device)
-    nearest = [_nearest(D, space, neighbours) for space in (z, *teachers)]
-    names = [*(f"a{i}" for i in range(1, len(teachers))), "features"]
-
-    found = {f"recall_at_1/{name}": _recall(of, labels) for name, of in zip(["z", *names], nearest, strict=True)}
-    first_self = None if include_diagonal else 0
-    divergences = mean_divergences(D, z, [Teaching([teacher]) for teacher in teachers], temperature, first_self)
-    found |= {f"divergence/{name}": value for name, value in zip(names, divergences, strict=True)}
-    shared = [(nearest[0][:, :, None] == of[:, None, :]).any(dim=2).float().mean() for of in nearest[1:]]
-    return found | {f"agreement/{name}": value for name, value in zip(names, shared, strict=True)}
-
-
-def _nearest(D: Similarity, space: Space, k: int) -> torch.Tensor:
-    """Of each sample the k nearest others, the nearest first, (N, k)."""
-    N, rows = len(space.x), max(1, BLOCK_ENTRIES // len(space.x))
-    found = []
-    for start in range(0, N, rows):
-        block = D(space.x[start : start + rows], space.ref)
-        itself = start + torch.arange(len(block), device=block.device)
-        found.append(block.scatter(1, itself[:, None], -torch.inf).topk(k, dim=1).indices)
-    return torch.cat(found)
+    spaces = [D.prepare(x) for x in (embeddings.embeddings, *embeddings.aux, embeddings.features)]
+    _, classes, counts = torch.unique(labels.to(embeddings.device), return_inverse=True, return_counts=True)
+    rows = len(classes)
+    sums = classes.new_zeros(3, len(spaces), dtype=torch.float64)  # of hits, of divergences, of shared neighbours
+    size = max(1, BLOCK_ENTRIES // rows)
+    for start in tqdm(range(0, rows, size), desc="diagnosing", unit="block", delay=3, leave=False):
+        similarities = [D(x[start : start + size], x) for x in spaces]
+        itself = torch.arange(start, start + len(similarities[0]), device=classes.device)[:, None]
+        same = classes[itself] == classes
+        sums[0] += hits(similarities, same, itself)
+        sums[1] += len(itself) * divergences(similarities, temperature, None if include_diagonal else start)
+        sums[2] += shared_neighbours(similarities, neighbours, itself)
+    of = torch.stack([(counts[classes] > 1).sum(), classes.new_tensor(rows), classes.new_tensor(rows * neighbours)])
+    means = sums / of[:, None]
+    broken = torch.stack([~torch.isfinite(x).all() for x in spaces])
+    means = means.masked_fill(broken, torch.nan)
+    means[1:] = means[1:].masked_fill(broken[0], torch.nan)
+    return named(means.tolist())
 
 
-def _recall(nearest: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    _, class_of, members = labels.unique(return_inverse=True, return_counts=True)
-    counted = members[class_of] > 1
-    return ((labels[nearest[:, 0]] == labels) & counted).sum() / counted.sum().clamp(min=1)
+def hits(similarities: Sequence[torch.Tensor], same: torch.Tensor, itself: torch.Tensor) -> torch.Tensor:
+    """By space, the number of rows whose nearest other sample is of their class, and of no other one as well."""
+    own = same.scatter(1, itself, False)
+    nearer = [D.masked_fill(~own, -torch.inf).amax(1) > D.masked_fill(same, -torch.inf).amax(1) for D in similarities]
+    return torch.stack(nearer).sum(dim=1)
 
 
-@torch.no_grad()
-def held_out(
-    trunk: nn.Module, embedder: S2SDEmbedder, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+def divergences(similarities: Sequence[torch.Tensor], temperature: float, first_self: int | None) -> torch.Tensor:
+    """By space, KL(D^z, D^t), z the first of them."""
+    log_probs = row_log_probs(similarities[0], temperature, first_self)
+    return torch.stack([divergence(log_probs, D, temperature, first_self) for D in similarities])
+
+
+def shared_neighbours(similarities: Sequence[torch.Tensor], k: int, itself: torch.Tensor) -> torch.Tensor:
+    """By space, how many of the rows' k nearest are among the k nearest in the first of them."""
+    nearest = [D.scatter(1, itself, -torch.inf).topk(k, dim=1).indices for D in similarities]
+    in_base = torch.zeros_like(similarities[0], dtype=torch.bool).scatter(1, nearest[0], True)
+    return torch.stack([in_base.gather(1, of_space).sum() for of_space in nearest])
+
+
+def named(means: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Recall@1 of every space, divergence and overlap of every teacher, by their names."""
+    spaces = ["base", *(f"a{i}" for i in range(1, len(means[0]) - 1)), "features"]
+    kinds = zip(("recall_at_1", "kl", "overlap"), means, strict=True)
+    return {
+        f"{kind}/{space}": value
+        for kind, values in kinds
+        for space, value in zip(spaces, values, strict=True)
+        if kind == "recall_at_1" or space != "base"
+    }
+
+
+def check_spaces(embeddings: Any, labels: Any, neighbours: int) -> None:
+    """Matrices of as many rows in every space, labels for them, and more rows than neighbours."""
+    if not isinstance(embeddings, S2SDEmbeddings):
+        raise TypeError(
+            f"embeddings must be the S2SDEmbeddings that an S2SDEmbedder returns in training mode, got "
+            f"{type(embeddings).__name__}; for a held-out set, take those of embed_spaces"
+        )
+    check_batch(
+        "embeddings", embeddings, embeddings.shape[-1], tuple(a.shape[-1] for a in embeddings.aux), training=True
+    )
+    if labels is None:
+        raise TypeError("labels must be a tensor of shape (B,), got None; Recall@1 needs the classes")
+    check_labels("labels", labels, "embeddings", embeddings)
+    check_int("neighbours", neighbours, at_least=1)
+    if neighbours >= len(embeddings.embeddings):
+        raise ValueError(
+            f"neighbours must be below the number of samples, {len(embeddings.embeddings)}, got {neighbours}; "
+            "give fewer neighbours, or more samples"
+        )
+
+
+def embed_spaces(
+    trunk: nn.Module, embedder: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
 ) -> tuple[S2SDEmbeddings, torch.Tensor]:
-    """Every space of a held-out set: the trunk in eval mode, the embedder in training mode.
+    """Every space's embeddings of a held-out set, for `diagnose`.
 
-    Both are left in the mode in which they came.
+    The trunk, and whatever is inside the embedder, is in eval mode: running statistics are used and not
+    changed, nothing is dropped. Only the embedder itself is in training mode, in which it returns all
+    spaces. Afterwards every module is in the mode in which it was.
 
     Args:
-        trunk: gives the features that the embedder takes.
-        embedder: an `S2SDEmbedder`.
-        batches: of (images, labels), such as a DataLoader; moved to the embedder's device.
+        trunk: images to features, or feature maps.
+        embedder: the `S2SDEmbedder`.
+        batches: of (images, labels), such as a DataLoader that does not shuffle; they are moved to where the
+            trunk's parameters are.
 
     Returns:
-        The embeddings of all samples, and their labels, on the embedder's device.
+        Embeddings and labels, (N,), on the CPU. For a large set on a GPU, ``embeddings.to("cuda")``.
 
     Raises:
-        TypeError, ValueError: embedder is no S2SDEmbedder; there is no batch.
+        TypeError: the embedder returns something else, as one inside a wrapper does.
+        ValueError: there is no batch.
 
     Example:
         >>> import torch
         >>> from pml_s2sd import S2SDEmbedder
-        >>> from pml_s2sd.diagnostics import diagnose, held_out
-        >>> batches = [(torch.randn(8, 12), torch.arange(8) // 2) for _ in range(2)]
-        >>> embeddings, labels = held_out(torch.nn.Linear(12, 6), S2SDEmbedder(6, 2, (4,)), batches)
-        >>> embeddings.aux[0].shape, sorted(diagnose(embeddings, labels))[:2]
-        (torch.Size([16, 4]), ['agreement/a1', 'agreement/features'])
+        >>> from pml_s2sd.diagnostics import diagnose, embed_spaces
+        >>> trunk, embedder = torch.nn.Flatten(), S2SDEmbedder(12, 4, aux_sizes=(8,))
+        >>> batches = [(torch.rand(5, 3, 2, 2), torch.tensor([0, 0, 1, 1, 2])) for _ in range(2)]
+        >>> embeddings, labels = embed_spaces(trunk, embedder, batches)
+        >>> embeddings.shape, embeddings.aux[0].shape, labels.shape
+        (torch.Size([10, 4]), torch.Size([10, 8]), torch.Size([10]))
+        >>> sorted(diagnose(embeddings, labels, neighbours=3))[:3]
+        ['kl/a1', 'kl/features', 'overlap/a1']
     """
-    check_instance("embedder", embedder, S2SDEmbedder, "an S2SDEmbedder")
-    device = next(embedder.parameters()).device
     modes = [(module, module.training) for part in (trunk, embedder) for module in part.modules()]
-    made, labels = [], []
+    device = next((tensor.device for part in (trunk, embedder) for tensor in part.parameters()), torch.device("cpu"))
+    spaces: list[S2SDEmbeddings] = []
+    labels: list[torch.Tensor] = []
     try:
         trunk.eval()
-        embedder.train()
-        for images, of_images in batches:
-            made.append(embedder(trunk(images.to(device))))
-            labels.append(of_images.to(device))
+        embedder.eval()
+        embedder.training = True
+        with torch.no_grad():
+            for images, of_images in tqdm(batches, desc="embedding", unit="batch", delay=3, leave=False):
+                batch = embedder(trunk(images.to(device)))
+                if not isinstance(batch, S2SDEmbeddings):
+                    raise TypeError(
+                        f"embedder must be the S2SDEmbedder itself, got {type(embedder).__name__}, which returned "
+                        f"{type(batch).__name__}; of a wrapped model take the one inside, e.g. model.module[1]"
+                    )
+                spaces.append(batch.cpu())
+                labels.append(torch.as_tensor(of_images).cpu())
     finally:
         for module, training in modes:
             module.training = training
-    if not made:
-        raise ValueError("batches is empty; expected at least one batch of (images, labels)")
-    spaces = [torch.cat(parts) for parts in zip(*((e.embeddings, *e.aux, e.features) for e in made), strict=True)]
-    return S2SDEmbeddings(spaces[0], tuple(spaces[1:-1]), spaces[-1]), torch.cat(labels)
+    if not spaces:
+        raise ValueError("batches is empty: expected batches of (images, labels); check the data set and its loader")
+    return torch.cat(spaces), torch.cat(labels)  # type: ignore[arg-type, return-value]

@@ -13,9 +13,11 @@ import torch
 from images import EMOJI_FOLDER, EmojiDataset, ImageFolderDataset, make_augmentation, read_sheet, split_classes
 from network import SmallResNet
 from PIL import Image
-from results import METRICS, print_table, write_json
+from results import METRICS, print_further_metrics, print_table, write_json
 from seeds import earlier_run, mean_and_deviation, results_of, summarize
 from train import OBJECTIVES, build, describe, evaluate, parse_arguments
+
+from pml_s2sd.runs import PERCENTAGES, PROPERTIES
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -181,13 +183,16 @@ def test_train_and_seeds_on_a_folder_of_images(folder, tmp_path):
     for variant in ("baseline", "msdf"):
         record = results["models"][variant]
         assert [epoch["epoch"] for epoch in record["epochs"]] == [1, 2]
-        assert record["precision_at_1"] == record["epochs"][-1]["precision_at_1"]
+        for metric in METRICS:
+            assert record[metric] == pytest.approx(record["epochs"][-1][metric], abs=1e-12)
+        assert record["precision_at_1"] <= record["recall_at_2"] <= record["recall_at_4"] <= record["recall_at_8"] <= 1
+        assert len(record["singular_values"]) == min(results["data"]["test_images"], 32)
         assert record["train_seconds"] > 0
         assert record["latency_ms_per_image"] > 0
     baseline, msdf = (results["models"][variant] for variant in ("baseline", "msdf"))
     assert baseline["deployed_parameters"] == msdf["deployed_parameters"]
     assert all(epoch["distill"] > 0 and epoch["feature"] > 0 for epoch in msdf["epochs"])
-    for picture in ("curves.png", "retrieval.png"):
+    for picture in ("curves.png", "retrieval.png", "baseline.map.png", "msdf.map.png"):
         with Image.open(tmp_path / "small-seed0" / picture) as image:
             assert np.array(image.convert("L")).std() > 5
     assert not list(tmp_path.rglob("*.tmp"))
@@ -197,8 +202,14 @@ def test_train_and_seeds_on_a_folder_of_images(folder, tmp_path):
     assert again.stdout == done.stdout
     assert (tmp_path / "small-seeds.md").read_text().strip() in done.stdout
 
+    assert again.stdout.splitlines()[-1].endswith(str(tmp_path / "small-seeds.html"))
+    page = (tmp_path / "small-seeds.html").read_text()
+    assert all(f'data-value="{record["precision_at_1"]}"' in page for record in results["models"].values())
+
     alone = run_script("train.py", "--name", "alone", "--seed", 1, *options, "--variants", "msdf")
     assert alone.returncode == 0, alone.stderr
+    assert alone.stdout.splitlines()[-1].endswith(str(tmp_path / "alone" / "report.html"))
+    assert (tmp_path / "alone" / "report.html").read_text().count("data:image/png") == 2  # the grid and a map
     repeated = json.loads((tmp_path / "alone" / "metrics.json").read_text())["models"]["msdf"]
     for epoch, expected in zip(repeated["epochs"], msdf["epochs"], strict=True):
         assert {**epoch, "train_seconds": 0} == {**expected, "train_seconds": 0}
@@ -234,6 +245,13 @@ def test_tables(capsys):
     assert (
         "| msd      | 43.0     | 30.0        | 20.0  | 12,345     | 0.250    | 61         |" in capsys.readouterr().out
     )
+    further = dict.fromkeys([*PERCENTAGES, *PROPERTIES], 0.25)
+    print_further_metrics({"msd": {**further, "recall_at_2": 0.5, "effective_rank": 17.5}})
+    header, _, row = capsys.readouterr().out.strip().splitlines()
+    shown = dict(zip(header.strip("| ").split("|"), row.strip("| ").split("|"), strict=True))
+    shown = {title.strip(): value.strip() for title, value in shown.items()}
+    expected = {"model": "msd", **{PERCENTAGES[m]: "25.0" for m in PERCENTAGES if m not in METRICS}, "Recall@2": "50.0"}
+    assert shown == {**expected, "spectral decay": "0.250", "density": "0.250", "effective rank": "17.500"}
     second = {name: {**record, "precision_at_1": record["precision_at_1"] + 0.02} for name, record in MODELS.items()}
     second["msd"]["precision_at_1"] += 0.02
     table = summarize({0: {"models": MODELS}, 1: {"models": second}}, ["baseline", "msd"])

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import torch
+from measures import make_calculator
 from results import METRICS
 from torch import nn
 from torch.utils.data import DataLoader
-from train import make_calculator
 
 from paper.precision import autocast
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: DataLoader, device: torch.device, precision: str) -> dict[str, float]:
-    """PML's accuracies: every image is a query, all others its gallery."""
+    """The accuracies: every image is a query, all others its gallery."""
     model.eval()
     embeddings, labels = [], []
     for images, batch_labels in loader:
