@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 
 class BrokenCheckpointError(Exception):
@@ -26,6 +28,15 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     if path.exists():
         os.replace(path, previous_of(path))
     os.replace(written, path)
+
+
+def save_program(path: Path, model: nn.Module, images: torch.Tensor) -> None:
+    """The model as a program of torch.export, which is loaded without its code: any number of images of this size."""
+    model = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format).eval()
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")  # torch wants the ending
+    torch.export.save(program, temporary)
+    os.replace(temporary, path)
 
 
 def _written(path: Path, content: Any) -> Path:
