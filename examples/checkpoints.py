@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 
 class BrokenCheckpointError(Exception):
@@ -24,7 +25,7 @@ def save_whole(path: Path, content: Any) -> None:
 
 def save_program(path: Path, model: torch.nn.Module, x: torch.Tensor) -> None:
     """The model as a program of torch.export, for any number of inputs shaped as x's: it loads without this code."""
-    model = copy.deepcopy(model).cpu().eval()
+    model = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format).eval()
     program = torch.export.export(model, (x.cpu(),), dynamic_shapes=({0: torch.export.Dim("batch")},))
     os.replace(_written(path, lambda file: torch.export.save(program, file)), path)
 

@@ -9,15 +9,16 @@ from pathlib import Path
 import kornia.augmentation as K
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset
+
+from pml_s2sd.image_folder import files_by_class, read_image
 
 SPLIT_SEED = 0
 """Decides which half of the classes is trained on; written down so that everyone tests on the same half."""
 
 EMOJI_FOLDER = Path(__file__).parent / "data" / "emoji"
 EMOJI_SIDE = 32
-IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 
 
 def split_classes(names: list[str], train: bool) -> list[str]:
@@ -85,13 +86,7 @@ class ImageFolderDataset(Dataset):
     """
 
     def __init__(self, folder: Path, train: bool, side: int) -> None:
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder}; expected images laid out as {folder}/class/name.png")
-        found = {
-            path.name: sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_ENDINGS)
-            for path in folder.iterdir()
-            if path.is_dir()
-        }
+        found = files_by_class(folder)
         if len(found) < 4:
             raise ValueError(
                 f"{folder} holds {len(found)} class folders; expected at least 4, laid out as {folder}/class/name.png"
@@ -110,13 +105,7 @@ class ImageFolderDataset(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        try:
-            image = (
-                Image.open(self.files[index]).convert("RGB").resize((self.side, self.side), Image.Resampling.BILINEAR)
-            )
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"cannot read the image {self.files[index]}: {error}; mend or remove it") from error
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255, int(self.labels[index])
+        return read_image(self.files[index], (self.side, self.side)), int(self.labels[index])
 
 
 def make_augmentation() -> torch.nn.Module:

@@ -7,9 +7,8 @@
     python examples/train.py --name demo --resume              # go on with a run that was cut short
 
 Writes runs/NAME/: report.html, one page with the tables and pictures; metrics.json, curves.png, retrieval.png; and for
-every model VARIANT.pt (the deployed weights), VARIANT.pt2 (the deployed model as a program, for python -m
-pml_s2sd.evaluate), VARIANT.map.png, and VARIANT.checkpoint (from which --resume goes on, exactly; written at the end of
-every epoch).
+every model VARIANT.pt (the deployed weights), VARIANT.pt2 (the deployed model, for python -m pml_s2sd.evaluate),
+VARIANT.map.png, and VARIANT.checkpoint (from which --resume goes on, exactly; written at the end of every epoch).
 """
 
 from __future__ import annotations
@@ -268,6 +267,7 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
         "models": {},
     }
 
+    side = settings.image_size if settings.images else EMOJI_SIDE
     deployed: dict[str, nn.Module] = {}
     for variant in settings.variants:
 
@@ -277,9 +277,8 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
 
         deployed[variant] = train(settings, variant, train_set, test_set, save)
         save_whole(folder / f"{variant}.pt", deployed[variant].state_dict())
-        save_program(folder / f"{variant}.pt2", deployed[variant], torch.stack([test_set[i][0] for i in (0, 1)]))
+        save_program(folder / f"{variant}.pt2", deployed[variant], torch.zeros(2, 3, side, side))
 
-    side = settings.image_size if settings.images else EMOJI_SIDE
     device = torch.device(settings.device)
     latencies = measure_latency(deployed, side, device)
     embeddings = {}

@@ -1,179 +1,202 @@
-"""Embed a folder of images with a deployed model, and measure how well it retrieves.
+"""Evaluate a deployed model on a folder of images: every metric of `RetrievalAccuracyCalculator`.
 
-    python -m pml_s2sd.evaluate --checkpoint runs/demo/msdfa.pt2 --images FOLDER
-    python -m pml_s2sd.evaluate --checkpoint model.pt2 --images QUERIES --gallery FOLDER --index hnsw
+    python -m pml_s2sd.evaluate --checkpoint MODEL.pt2 --images FOLDER
+    python -m pml_s2sd.evaluate --checkpoint MODEL.pt2 --images QUERIES --gallery REFERENCES --index hnsw
 
-FOLDER/class/name.png: a folder a class. Without --gallery each image is a query, and all others its gallery; a gallery
-of its own has class folders of the same names. The checkpoint is a program of torch.export (docs/deployment.md), which
-needs none of the code that made it; examples/train.py writes VARIANT.pt2. Prints the metrics of
-RetrievalAccuracyCalculator, and writes them as JSON. A broken image is named and left out.
+MODEL.pt2 is a program of torch.export, which is loaded without the model's code: images (B, 3, H, W) in, embeddings
+(B, d) out, for any B. examples/train.py writes one a model; docs/deployment.md says how to export yours. Images lie as
+FOLDER/class/name.png. Without --gallery every image is searched among all others. Embeddings are normalised. The
+metrics are printed, and written to MODEL.evaluation.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-import zipfile
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import faiss
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .accuracy import RetrievalAccuracyCalculator
-from .image_folder import ImageFolder, Read
+from .checks import check_int
+from .image_folder import ImageFolder, pillow_image, together
 from .neighbours import ApproximateKNN
-
-METRICS = (
-    "r_precision",
-    "mean_average_precision_at_r",
-    "mean_average_precision_at_1000",
-    "mean_reciprocal_rank",
-    "NMI",
-    "f1",
-    "spectral_decay",
-    "embedding_density",
-    "effective_rank",
-)
-
-Model = Callable[[torch.Tensor], torch.Tensor]
+from .program import Program, image_size, load_program
 
 
-class Embedded(NamedTuple):
-    """The images of a folder that could be read: embeddings (N, d), normalised, and class names."""
+@dataclass(frozen=True)
+class Embedded:
+    """A folder's images in the embedding space.
 
-    embeddings: torch.Tensor
+    Attributes:
+        x: normalised embeddings, (N, d), on the CPU.
+        classes: the name of each one's class.
+        broken: a message for each image that could not be read, and is not among the N.
+    """
+
+    x: torch.Tensor
     classes: list[str]
     broken: list[str]
 
 
-def load_program(checkpoint: str | Path) -> tuple[Model, int | None]:
-    """A model that torch.export.save wrote, and the side of the images that it takes, if that is fixed.
-
-    Args:
-        checkpoint: a program of one input, images (B, 3, S, S), and one output (B, d), for any B.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such file, or it is cut short or something else.
-    """
-    checkpoint = Path(checkpoint)
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f"no file {checkpoint}; expected a program that torch.export.save wrote")
-    if not zipfile.is_zipfile(checkpoint):
-        raise ValueError(f"{checkpoint} ({checkpoint.stat().st_size:,} bytes) is cut short, or no program; {_REMEDY}")
-    try:
-        program = torch.export.load(checkpoint)
-    except Exception as error:  # torch names no type for what it cannot read
-        raise ValueError(f"{checkpoint} is no program of torch.export: {error}; {_REMEDY}") from error
-    names = set(program.graph_signature.user_inputs)
-    shapes = [tuple(node.meta["val"].shape) for node in program.graph.nodes if node.name in names]
-    if len(shapes) != 1 or len(shapes[0]) != 4:
-        raise ValueError(f"{checkpoint} takes inputs of shapes {shapes}; expected one, images (B, 3, S, S)")
-    side = shapes[0][2]
-    return program.module(), side if isinstance(side, int) else None
-
-
-_REMEDY = (
-    "write one with torch.export.save(torch.export.export(model, (x,), "
-    'dynamic_shapes=({0: torch.export.Dim("batch")},)), FILE)'
-)
-
-
-@torch.inference_mode()
+@torch.no_grad()
 def embed_folder(
-    model: Model, images: ImageFolder, *, batch_size: int = 64, workers: int = 0, device: str = "cpu"
+    program: Program, images: ImageFolder, mean: Sequence[float], std: Sequence[float], batch_size: int, workers: int
 ) -> Embedded:
-    """Embed the images; those that cannot be read are named in `broken`.
+    """Embed every image that can be read, (image - mean) / std by channel.
 
     Raises:
-        ValueError: no image can be read, or the model returns something else than embeddings (B, d).
+        ValueError: none can be read, or the program returns no embeddings.
     """
-    loader = DataLoader(images, batch_size, num_workers=workers, collate_fn=list)
-    made, kept, broken = [], [], []
-    for batch in tqdm(loader, desc=f"embedding {len(images):,} images", unit="batch", delay=2):
-        whole: list[Read] = [read for read in batch if read.image is not None]
-        broken += [read.problem for read in batch if read.image is None]
-        if not whole:
-            continue
-        x = torch.stack([read.image for read in whole if read.image is not None])
-        z = model(x.to(device))
-        if not isinstance(z, torch.Tensor) or z.dim() != 2 or len(z) != len(whole):
-            got = tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__
-            raise ValueError(f"the model returned {got} for {len(whole)} images; expected embeddings ({len(whole)}, d)")
-        made.append(z.float().cpu())
-        kept += [read.place for read in whole]
-    if not made:
-        raise ValueError(f"none of the {len(images)} images can be read, the first: {broken[0]}")
-    embeddings = torch.nn.functional.normalize(torch.cat(made))
-    return Embedded(embeddings, [images.classes[place] for place in kept], broken)
+    loader = DataLoader(images, batch_size, num_workers=workers, collate_fn=together)
+    shift, scale = (torch.tensor(values, device=program.device).view(3, 1, 1) for values in (mean, std))
+    kept: list[int] = []
+    embedded: list[torch.Tensor] = []
+    broken: list[str] = []
+    with tqdm(total=len(images), desc=f"embedding {images.folder.name}", unit="image") as progress:
+        for indices, read, messages in loader:
+            for message in messages:
+                tqdm.write(f"left out: {message}", file=sys.stderr)
+            broken += messages
+            if read:
+                batch = (torch.stack(read).to(program.device) - shift) / scale
+                z = program.embed(batch.to(program.dtype))
+                if not isinstance(z, torch.Tensor) or z.dim() != 2 or len(z) != len(read):
+                    found = f"a tensor of shape {tuple(z.shape)}" if isinstance(z, torch.Tensor) else type(z).__name__
+                    raise ValueError(f"{program.path} returned {found} for {len(read)} images, expected embeddings")
+                embedded.append(torch.nn.functional.normalize(z.float()).cpu())
+                kept += indices
+            progress.update(len(read) + len(messages))
+    if not embedded:
+        raise ValueError(f"none of the {len(images)} images in {images.folder} can be read; see the messages above")
+    return Embedded(torch.cat(embedded), [images.classes[index] for index in kept], broken)
 
 
-def measure(
-    queries: Embedded,
-    gallery: Embedded | None = None,
-    *,
-    recall_at: Sequence[int] = (1, 2, 4, 8),
-    knn: ApproximateKNN | None = None,
-) -> dict[str, float]:
-    """All metrics of queries in a gallery, or among each other.
+def classes_not_to_be_found(queries: Sequence[str], references: Sequence[str] | None) -> list[str]:
+    """The queries' classes that have nothing among the references, or in the absence of these no second image.
 
     Raises:
-        ValueError: there is one class only, or no class of the queries is in the gallery.
+        ValueError: what is searched has one class alone, or there is nothing to be found for any query.
     """
-    names = sorted({*queries.classes, *(gallery.classes if gallery else ())})
-    if len(names) < 2:
-        raise ValueError(f"all images are of one class, {names[0]!r}; retrieval needs at least two class folders")
-    if gallery and not set(queries.classes) & set(gallery.classes):
+    counts = Counter(queries if references is None else references)
+    where = "the images" if references is None else "the gallery"
+    if len(counts) < 2:
         raise ValueError(
-            f"no class is in both folders; the queries have {sorted(set(queries.classes))[:3]} …, the gallery "
-            f"{sorted(set(gallery.classes))[:3]} …: class folders must have the same names"
+            f"{where} are of one class alone, {next(iter(counts))!r}, in which whatever is found is right; give two "
+            "classes at least, a folder each"
         )
-    label = {name: place for place, name in enumerate(names)}
-    labels, ref_labels = (
-        torch.tensor([label[name] for name in part.classes]) for part in (queries, gallery or queries)
-    )
-    include = (*(f"recall_at_{k}" for k in recall_at), *METRICS)
-    calculator = RetrievalAccuracyCalculator(
-        include=include, recall_at=recall_at, knn_func=knn, device=torch.device("cpu")
-    )
-    references = () if gallery is None else (gallery.embeddings, ref_labels)
-    found = calculator.get_accuracy(queries.embeddings, labels, *references)
-    return {name: float(found[name]) for name in include}
+    needed = 2 if references is None else 1
+    lone = sorted(name for name in set(queries) if counts[name] < needed)
+    if len(lone) == len(set(queries)):
+        remedy = (
+            "every class has a single image; give classes at least two: a query, and one to find"
+            if references is None
+            else f"no class of the queries ({some(lone)}) is among those of the gallery ({some(sorted(counts))}); name "
+            "the class folders alike in both"
+        )
+        raise ValueError(f"there is nothing to be found: {remedy}")
+    return lone
+
+
+def some(names: Sequence[str], at_most: int = 5) -> str:
+    return ", ".join([*names[:at_most], *([f"and {len(names) - at_most} more"] if len(names) > at_most else [])])
 
 
 def evaluate(settings: argparse.Namespace) -> dict[str, Any]:
-    """What the command does; returns what is written."""
-    model, side = load_program(settings.checkpoint)
-    side = settings.image_size or side
-    if side is None:
-        raise ValueError(f"{settings.checkpoint} takes images of any size; say which with --image-size")
-    options = {"resize": settings.resize, "mean": settings.mean, "std": settings.std}
-    folders = [settings.images] if settings.gallery is None else [settings.images, settings.gallery]
-    datasets = [ImageFolder(folder, side, **options) for folder in folders]
-    how = {"batch_size": settings.batch_size, "workers": settings.workers, "device": settings.device}
-    if settings.device != "cpu":
-        model = model.to(settings.device)  # type: ignore[attr-defined]
-    parts = [embed_folder(model, dataset, **how) for dataset in datasets]
-    knn = None if settings.index == "exact" else ApproximateKNN(settings.index, settings.effort)
-    metrics = measure(*parts, recall_at=settings.recall_at, knn=knn)
+    """What the command does, but for printing the metrics: embed, search, measure. Returns what is written to JSON.
+
+    Args:
+        settings: as `parse_arguments` gives them.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: naming what cannot be used, what was expected and what to do.
+    """
+    pillow_image()
+    for name in ("batch_size", "effort"):
+        check_int(f"--{name.replace('_', '-')}", getattr(settings, name), at_least=1)
+    check_int("--workers", settings.workers, at_least=0)
+    if not all(value > 0 for value in settings.std):
+        raise ValueError(f"each of --std must be above 0, got {settings.std}")
+    if settings.gallery is not None and settings.gallery.resolve() == settings.images.resolve():
+        raise ValueError(
+            "--gallery is the folder of --images itself, where every image would find itself; leave --gallery out, "
+            "and each is searched among the others"
+        )
+    program = load_program(settings.checkpoint, settings.device)
+    size = image_size(program, settings.image_size)
+    folders = [ImageFolder(folder, size) for folder in (settings.images, settings.gallery) if folder is not None]
+    classes_not_to_be_found(folders[0].classes, folders[1].classes if len(folders) > 1 else None)
+    knn = None if settings.index == "flat" else ApproximateKNN(settings.index, settings.effort)
+    calculator = RetrievalAccuracyCalculator(
+        device=program.device if faiss.get_num_gpus() > 0 else torch.device("cpu"),
+        knn_func=knn,
+        recall_at=settings.recall_at,
+    )
+
+    embedded = [
+        embed_folder(program, folder, settings.mean, settings.std, settings.batch_size, settings.workers)
+        for folder in folders
+    ]
+    lone = classes_not_to_be_found(embedded[0].classes, embedded[1].classes if len(embedded) > 1 else None)
+    number_of = {name: i for i, name in enumerate(sorted({name for part in embedded for name in part.classes}))}
+    labels = [torch.tensor([number_of[name] for name in part.classes]) for part in embedded]
+    references = (embedded[1].x, labels[1]) if len(embedded) > 1 else (None, None)
+    metrics = calculator.get_accuracy(embedded[0].x, labels[0], *references)
     return {
         "checkpoint": str(settings.checkpoint),
         "images": str(settings.images),
         "gallery": None if settings.gallery is None else str(settings.gallery),
-        "queries": len(parts[0].classes),
-        "references": len(parts[-1].classes),
-        "classes": len(set(parts[0].classes)),
-        "embedding_size": parts[0].embeddings.shape[1],
-        "left_out": [problem for part in parts for problem in part.broken],
-        "index": settings.index,
-        "index_recall": None if knn is None else knn.recall,
+        "image_size": list(size),
+        "mean": settings.mean,
+        "std": settings.std,
+        "embedding_size": embedded[0].x.shape[1],
+        "queries": len(embedded[0].x),
+        "query_classes": len(set(embedded[0].classes)),
+        "references": len(embedded[-1].x),
+        "reference_classes": len(set(embedded[-1].classes)),
+        "classes_without_reference": lone,
+        "queries_without_reference": sum(name in set(lone) for name in embedded[0].classes),
+        "broken": [message for part in embedded for message in part.broken],
+        "index": {"kind": settings.index, **({} if knn is None else {"effort": knn.effort, "recall": knn.recall})},
         "metrics": metrics,
-        "versions": {name: version(name) for name in ("pml-s2sd", "pytorch-metric-learning", "torch")},
     }
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """What was evaluated, what was left out, and a line a metric."""
+    searched = "each among the others"
+    if results["gallery"] is not None:
+        searched = f"in {results['references']:,} of {results['reference_classes']:,} classes"
+    print(f"\n{results['queries']:,} images of {results['query_classes']:,} classes, {searched}")
+    if results["broken"]:
+        print(f"left out: {len(results['broken'])} images that cannot be read, named above")
+    if results["classes_without_reference"]:
+        print(
+            f"{results['queries_without_reference']} images have nothing of their class to find, and count in no "
+            f"metric over queries: {some(results['classes_without_reference'])}"
+        )
+    for name, value in results["metrics"].items():
+        print(f"{name:32} {value:.4f}")
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """JSON, under a temporary name, then renamed; NaN and infinity, which JSON lacks, become null."""
+    metrics = {name: value if math.isfinite(value) else None for name, value in results["metrics"].items()}
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(
+        json.dumps({**results, "metrics": metrics}, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    os.replace(temporary, path)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -183,44 +206,40 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="a program that torch.export.save wrote")
-    add("--images", type=Path, required=True, help="the queries, FOLDER/class/name.png")
-    add("--gallery", type=Path, help="what is searched (default: the other queries)")
-    add("--output", type=Path, help="the JSON file (default: the checkpoint's name with .metrics.json)")
-    add("--image-size", type=int, help="side of the images (default: what the program takes)")
-    add("--resize", type=int, help="resize the shorter side to this and cut out the centre (default: resize the whole)")
-    add("--mean", type=float, nargs=3, default=[0.0, 0.0, 0.0], help="of the channels (default: 0 0 0)")
-    add("--std", type=float, nargs=3, default=[1.0, 1.0, 1.0], help="of the channels (default: 1 1 1)")
-    add("--recall-at", type=int, nargs="+", default=[1, 2, 4, 8], help="the K of Recall@K (default: 1 2 4 8)")
-    add("--index", choices=["exact", "hnsw", "ivf"], default="exact", help="for large galleries (default: %(default)s)")
-    add("--effort", type=int, default=64, help="candidates, or lists, visited a query (default: %(default)s)")
-    add("--batch-size", type=int, default=64, help="default: %(default)s")
+    add("--checkpoint", type=Path, required=True, metavar="MODEL", help="the deployed model, of torch.export (.pt2)")
+    add("--images", type=Path, required=True, metavar="FOLDER", help="the queries, FOLDER/class/name.png")
+    add("--gallery", type=Path, metavar="FOLDER", help="what they are searched in (default: each among the others)")
+    add("--output", type=Path, metavar="FILE", help="default: MODEL.evaluation.json, beside the checkpoint")
+    add("--image-size", type=int, metavar="SIDE", help="default: what the model was exported for")
+    rgb: dict[str, Any] = {"type": float, "nargs": 3, "metavar": ("R", "G", "B")}
+    add("--mean", **rgb, default=[0.0, 0.0, 0.0], help="taken off images in [0, 1] (default: 0 0 0)")
+    add("--std", **rgb, default=[1.0, 1.0, 1.0], help="divided by after that (default: 1 1 1)")
+    add("--recall-at", type=int, nargs="+", default=[1, 2, 4, 8], metavar="K", help="default: 1 2 4 8")
+    add(
+        "--index",
+        choices=("flat", "ivf", "hnsw"),
+        default="flat",
+        help="exact search, or an approximate one for large galleries; prints the recall it costs (default: flat)",
+    )
+    add("--effort", type=int, default=64, help="lists or candidates visited a query by ivf, hnsw (default: 64)")
+    add("--batch-size", type=int, default=128, help="default: %(default)s")
     add("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
-    add("--device", default="cpu", help="default: %(default)s")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU where there is one")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_arguments(arguments)
     try:
-        found = evaluate(settings)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from error
-    except ModuleNotFoundError as error:
-        raise SystemExit(f'{error}; reading images needs: pip install "pml-s2sd[examples]"') from error
-    for problem in found["left_out"]:
-        print(f"left out, cannot be read: {problem}")
-    print(
-        f"{found['queries']:,} queries of {found['classes']:,} classes in {found['references']:,} images, "
-        f"{len(found['left_out'])} left out"
-    )
-    for name, value in found["metrics"].items():
-        print(f"{name:32} {value:.4f}")
-    output = settings.output or settings.checkpoint.with_suffix(".metrics.json")
-    temporary = output.with_name(output.name + ".tmp")
-    temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, output)
-    print(f"written to {output}")
+        output = settings.output or settings.checkpoint.with_suffix(".evaluation.json")
+        if not output.parent.is_dir():
+            raise FileNotFoundError(f"no folder {output.parent} for --output {output}; make it first")
+        results = evaluate(settings)
+        write_results(output, results)
+    except (OSError, ValueError, ImportError) as error:
+        raise SystemExit(f"evaluate: {error}") from error
+    print_results(results)
+    print(f"\nwritten to {output}")
 
 
 if __name__ == "__main__":

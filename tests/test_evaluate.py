@@ -1,4 +1,4 @@
-"""python -m pml_s2sd.evaluate on folders of real image files and a program of torch.export."""
+"""python -m pml_s2sd.evaluate on images of a few colours: metrics, galleries, broken images, and what is refused."""
 
 import json
 import subprocess
@@ -7,161 +7,226 @@ import sys
 import numpy as np
 import pytest
 import torch
-from checkpoints import save_program
-from metrics import over_queries
-from network import SmallResNet
 from PIL import Image
 
-from pml_s2sd import S2SDEmbedder
-from pml_s2sd.evaluate import Embedded, embed_folder, evaluate, load_program, main, measure, parse_arguments
-from pml_s2sd.image_folder import ImageFolder
-
-COLOURS = {"blue": (20, 30, 200), "green": (20, 200, 30), "red": (200, 30, 20)}
+from pml_s2sd.accuracy import RetrievalAccuracyCalculator
+from pml_s2sd.evaluate import main
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory):
-    """Mean colours, through a deployed head that is the identity."""
-    embedder = S2SDEmbedder(3, 3, (8,))
-    embedder.head.weight.data, embedder.head.bias.data = torch.eye(3), torch.zeros(3)
-    model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), embedder.deploy()).eval()
-    path = tmp_path_factory.mktemp("model") / "model.pt2"
-    batch = torch.export.Dim("batch")
-    torch.export.save(torch.export.export(model, (torch.rand(2, 3, 16, 16),), dynamic_shapes=({0: batch},)), path)
+class MeanColour(torch.nn.Module):
+    def forward(self, images):
+        return images.mean(dim=(2, 3)) - 0.4
+
+
+class Nothing(torch.nn.Module):
+    def forward(self, images):
+        return images.mean()
+
+
+class Undefined(torch.nn.Module):
+    def forward(self, images):
+        return torch.log(images.mean(dim=(2, 3)) - 2)
+
+
+def export(path, model):
+    batch = ({0: torch.export.Dim("batch")},)
+    torch.export.save(torch.export.export(model, (torch.rand(2, 3, 4, 4),), dynamic_shapes=batch), path)
     return path
 
 
-def fill(folder, each=4, seed=0, noise=60, classes=COLOURS):
-    rng = np.random.default_rng(seed)
-    for name in classes:
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return export(tmp_path_factory.mktemp("models") / "colour.pt2", MeanColour())
+
+
+def paint(folder, per_class, seed=0, classes="abcdef"):
+    """Images of one colour each, about their class's; what they are in [0, 1], and their classes."""
+    generator = np.random.default_rng(seed)
+    centres = np.random.default_rng(7).integers(40, 216, (26, 3))
+    colours, labels = [], []
+    for name in sorted(classes):
         (folder / name).mkdir(parents=True)
-        for i in range(each):
-            pixels = rng.normal(COLOURS[name], noise, (20, 24, 3)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i}.png")
-    return folder
+        for i in range(per_class):
+            colour = (centres[ord(name) - ord("a")] + generator.integers(-40, 40, 3)).astype(np.uint8)
+            Image.fromarray(np.broadcast_to(colour, (5, 7, 3)).copy()).save(folder / name / f"{i}.png")
+            colours.append(colour / 255)
+            labels.append(ord(name))
+    return torch.tensor(np.array(colours), dtype=torch.float32), torch.tensor(labels)
 
 
-def test_the_command_prints_and_writes_every_metric(program, tmp_path):
-    images = fill(tmp_path / "images")
-    command = [sys.executable, "-m", "pml_s2sd.evaluate", "--checkpoint", program, "--images", images]
-    done = subprocess.run([*map(str, command), "--output", str(tmp_path / "out.json")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert (found["queries"], found["references"], found["classes"], found["embedding_size"]) == (12, 12, 3, 3)
-    assert found["metrics"]["recall_at_1"] == found["metrics"]["NMI"] == 1.0  # three colours apart
-    assert f"{'recall_at_1':32} 1.0000" in done.stdout and "12 queries of 3 classes" in done.stdout
+def embed(colours, mean=0.0, std=1.0):
+    shifted = (colours - torch.as_tensor(mean)) / torch.as_tensor(std) - 0.4
+    return torch.nn.functional.normalize(shifted)
+
+
+def expected_metrics(*given, **options):
+    return RetrievalAccuracyCalculator(device=torch.device("cpu"), **options).get_accuracy(*given)
+
+
+def run(*arguments):
+    main([str(argument) for argument in arguments])
+
+
+def test_every_metric_of_a_folder_searched_in_itself(checkpoint, tmp_path, capsys):
+    colours, labels = paint(tmp_path / "images", 5)
+    output = tmp_path / "found.json"
+    run("--checkpoint", checkpoint, "--images", tmp_path / "images", "--output", output, "--batch-size", 7)
+    results = json.loads(output.read_text())
+    expected = expected_metrics(embed(colours), labels)
+    assert results["metrics"] == pytest.approx(expected, abs=1e-5)
+    assert 0.2 < results["metrics"]["precision_at_1"] < 1
+    assert (results["queries"], results["references"], results["query_classes"]) == (30, 30, 6)
+    assert results["image_size"] == [4, 4]
+    assert results["broken"] == results["classes_without_reference"] == []
+    printed = capsys.readouterr().out
+    assert "30 images of 6 classes, each among the others" in printed
+    for name, value in results["metrics"].items():
+        assert f"{name:32} {value:.4f}" in printed
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_metrics_are_those_of_the_images(program, tmp_path):
-    images = fill(tmp_path / "images", noise=4000)  # colours hardly show
-    found = evaluate(parse_arguments(["--checkpoint", str(program), "--images", str(images)]))
-    embedded = []
-    for file in sorted(images.glob("*/*.png")):
-        pixels = np.array(Image.open(file).resize((16, 16), Image.Resampling.BILINEAR)) / 255
-        embedded.append(pixels.mean((0, 1)) / np.linalg.norm(pixels.mean((0, 1))))
-    x, labels = np.array(embedded), np.repeat(np.arange(3), 4)
-    nearest = [max((r for r in range(12) if r != q), key=lambda r, q=q: x[q] @ x[r]) for q in range(12)]
-    assert found["metrics"]["recall_at_1"] == pytest.approx(np.mean(labels[nearest] == labels))
-    assert found["metrics"]["mean_average_precision_at_r"] == pytest.approx(
-        over_queries("mean_average_precision_at_r", x, labels, x, labels, True), abs=1e-6
+def test_a_gallery_with_other_classes_besides_normalisation_and_recalls(checkpoint, tmp_path, capsys):
+    colours, labels = paint(tmp_path / "queries", 3, seed=1, classes="abcx")
+    gallery = paint(tmp_path / "gallery", 6, seed=2, classes="abcde")
+    normalised = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    options = [part for name, values in normalised.items() for part in (f"--{name}", *values)]
+    output = tmp_path / "found.json"
+    folders = ("--images", tmp_path / "queries", "--gallery", tmp_path / "gallery")
+    run("--checkpoint", checkpoint, *folders, *options, "--recall-at", 1, 3, "--output", output)
+    results = json.loads(output.read_text())
+    x, references = embed(colours, **normalised), embed(gallery[0], **normalised)
+    expected = expected_metrics(x, labels, references, gallery[1], recall_at=(1, 3))
+    assert results["metrics"] == pytest.approx(expected, abs=1e-5)
+    assert {"recall_at_1", "recall_at_3"} <= results["metrics"].keys()
+    assert "recall_at_2" not in results["metrics"]
+    assert (results["queries"], results["references"], results["reference_classes"]) == (12, 30, 5)
+    assert (results["classes_without_reference"], results["queries_without_reference"]) == (["x"], 3)
+    printed = capsys.readouterr().out
+    assert "12 images of 4 classes, in 30 of 5 classes" in printed
+    assert "3 images have nothing of their class to find, and count in no metric over queries: x" in printed
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_broken_images_are_named_and_do_not_count(workers, checkpoint, tmp_path, capsys):
+    colours, labels = paint(tmp_path / "images", 4)
+    (tmp_path / "images" / "c" / "2.png").write_bytes(b"\x89PNG cut short")
+    output = tmp_path / "found.json"
+    run("--checkpoint", checkpoint, "--images", tmp_path / "images", "--output", output, "--workers", workers)
+    results = json.loads(output.read_text())
+    whole = [i for i in range(24) if i != 10]
+    assert results["metrics"] == pytest.approx(expected_metrics(embed(colours)[whole], labels[whole]), abs=1e-5)
+    assert results["queries"] == 23
+    (message,) = results["broken"]
+    assert str(tmp_path / "images" / "c" / "2.png") in message
+    printed = capsys.readouterr()
+    assert f"left out: {message}" in printed.err
+    assert "left out: 1 images that cannot be read" in printed.out
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_an_approximate_index_prints_and_keeps_the_recall_it_costs(kind, checkpoint, tmp_path, capsys):
+    paint(tmp_path / "images", 5)
+    output = tmp_path / "found.json"
+    arguments = ("--checkpoint", checkpoint, "--images", tmp_path / "images", "--output", output)
+    run(*arguments)
+    exact = json.loads(output.read_text())
+    run(*arguments, "--index", kind, "--effort", 30)
+    found = json.loads(output.read_text())
+    assert found["index"] == {"kind": kind, "effort": 30, "recall": 1.0}
+    assert exact["index"] == {"kind": "flat"}
+    assert found["metrics"] == pytest.approx(exact["metrics"], abs=1e-6)
+    assert f"{kind}: 1.000 of the" in capsys.readouterr().out
+
+
+def test_what_json_lacks_becomes_null(checkpoint, tmp_path, capsys):
+    for name in "ab":  # no spread within the plane of greys: some directions are not used
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(2):
+            shade = 150 + 20 * (name == "b") + i
+            Image.new("RGB", (4, 4), (shade, shade, shade)).save(tmp_path / "images" / name / f"{i}.png")
+    output = tmp_path / "found.json"
+    run("--checkpoint", checkpoint, "--images", tmp_path / "images", "--output", output)
+    assert json.loads(output.read_text())["metrics"]["spectral_decay"] is None
+    assert f"{'spectral_decay':32} inf" in capsys.readouterr().out
+
+
+def refused(*arguments):
+    with pytest.raises(SystemExit) as error:
+        run(*arguments)
+    message = str(error.value)
+    assert message.startswith("evaluate: ")
+    return message
+
+
+def test_bad_days_end_in_a_sentence(checkpoint, tmp_path):
+    images = tmp_path / "images"
+    paint(images, 2)
+    given = ("--output", tmp_path / "found.json", "--checkpoint", checkpoint)
+    missing = refused("--output", tmp_path / "found.json", "--checkpoint", tmp_path / "no.pt2", "--images", images)
+    assert "no checkpoint" in missing
+    (tmp_path / "cut.pt2").write_bytes(checkpoint.read_bytes()[:900])
+    assert "it is cut short" in refused("--checkpoint", tmp_path / "cut.pt2", "--images", images)
+    assert "no folder" in refused(*given, "--images", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "no images in" in refused(*given, "--images", tmp_path / "empty")
+    paint(tmp_path / "one", 3, classes="q")
+    assert "are of one class alone, 'q', in which whatever is found is right" in refused(
+        *given, "--images", tmp_path / "one"
+    )
+    assert "the gallery are of one class alone" in refused(*given, "--images", images, "--gallery", tmp_path / "one")
+    paint(tmp_path / "single", 1)
+    assert "every class has a single image" in refused(*given, "--images", tmp_path / "single")
+    paint(tmp_path / "others", 2, classes="uvwxyz")
+    assert (
+        "no class of the queries (a, b, c, d, e, and 1 more) is among those of the gallery (u, v, w, x, y, and 1 more)"
+        in refused(*given, "--images", images, "--gallery", tmp_path / "others")
+    )
+    assert "leave --gallery out" in refused(*given, "--images", images, "--gallery", images)
+    assert "--batch-size must be at least 1, got 0" in refused(*given, "--images", images, "--batch-size", 0)
+    assert "--effort must be at least 1, got 0" in refused(*given, "--images", images, "--effort", 0)
+    assert "--workers must be at least 0, got -1" in refused(*given, "--images", images, "--workers", -1)
+    assert "each of recall_at must be at least 1, got 0" in refused(*given, "--images", images, "--recall-at", 0)
+    assert "each of --std must be above 0" in refused(*given, "--images", images, "--std", 1, 0, 1)
+    assert "takes images of 4 × 4; leave --image-size out" in refused(*given, "--images", images, "--image-size", 8)
+    nowhere = tmp_path / "no" / "found.json"
+    assert "no folder" in refused("--checkpoint", checkpoint, "--images", images, "--output", nowhere)
+    assert not (tmp_path / "found.json").exists()
+
+
+def test_broken_images_can_leave_nothing_to_evaluate(checkpoint, tmp_path):
+    paint(tmp_path / "images", 2, classes="ab")
+    for file in (tmp_path / "images" / "b").iterdir():
+        file.write_bytes(b"")
+    message = refused("--checkpoint", checkpoint, "--images", tmp_path / "images")
+    assert "are of one class alone, 'a'" in message
+    for file in (tmp_path / "images" / "a").iterdir():
+        file.write_bytes(b"")
+    assert "none of the 4 images in" in refused("--checkpoint", checkpoint, "--images", tmp_path / "images")
+
+
+def test_models_that_give_no_embeddings(tmp_path):
+    paint(tmp_path / "images", 2)
+    nothing = export(tmp_path / "nothing.pt2", Nothing())
+    assert "returned a tensor of shape () for 12 images, expected embeddings" in refused(
+        "--checkpoint", nothing, "--images", tmp_path / "images"
+    )
+    undefined = export(tmp_path / "undefined.pt2", Undefined())
+    assert "12 embeddings of 12 that are NaN or infinite" in refused(
+        "--checkpoint", undefined, "--images", tmp_path / "images"
     )
 
 
-def test_a_broken_image_is_named_and_not_counted(program, tmp_path, capsys):
-    images = fill(tmp_path / "images")
-    whole = (images / "red" / "0.png").read_bytes()
-    (images / "red" / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (images / "red" / "text.jpg").write_text("no image")
-    (images / "red" / "notes.txt").write_text("not looked at")
-    main(["--checkpoint", str(program), "--images", str(images), "--output", str(tmp_path / "out.json")])
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert found["queries"] == 12 and found["metrics"]["recall_at_1"] == 1.0
-    assert [problem.split(":")[0].rsplit("/")[-1] for problem in found["left_out"]] == ["cut.png", "text.jpg"]
-    printed = capsys.readouterr().out
-    assert "cut.png" in printed and "text.jpg" in printed and "2 left out" in printed
-
-
-@pytest.mark.parametrize("index", ["exact", "hnsw", "ivf"])
-def test_a_gallery_of_its_own(index, program, tmp_path):
-    queries, gallery = fill(tmp_path / "queries", 2), fill(tmp_path / "gallery", 5, seed=1)
-    arguments = ["--checkpoint", program, "--images", queries, "--gallery", gallery, "--index", index]
-    found = evaluate(parse_arguments([*map(str, arguments), "--recall-at", "1", "5"]))
-    assert (found["queries"], found["references"]) == (6, 15)
-    assert found["metrics"]["recall_at_1"] == found["metrics"]["recall_at_5"] == 1.0
-    assert found["metrics"]["r_precision"] == 1.0
-    assert found["index_recall"] == (None if index == "exact" else pytest.approx(1.0))
-
-
-def test_resize_and_centre_crop_and_normalisation(tmp_path):
-    folder = fill(tmp_path / "images", 1)
-    plain = ImageFolder(folder, 16, resize=20)[0].image
-    image = Image.open(folder / "blue" / "0.png")  # 24 × 20: the shorter side is 20 already
-    expected = torch.from_numpy(np.array(image.crop((4, 2, 20, 18)))).permute(2, 0, 1) / 255
-    torch.testing.assert_close(plain, expected)
-    scaled = ImageFolder(folder, 16, resize=20, mean=(0.5, 0.4, 0.3), std=(2, 4, 8))[0].image
-    torch.testing.assert_close(scaled[2], (expected[2] - 0.3) / 8)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_order_and_classes_do_not_depend_on_batches(workers, program, tmp_path):
-    images = ImageFolder(fill(tmp_path / "images"), 16)
-    model, side = load_program(program)
-    assert side == 16
-    small = embed_folder(model, images, batch_size=5, workers=workers)
-    torch.testing.assert_close(small.embeddings, embed_folder(model, images, batch_size=12).embeddings)
-    assert small.classes == ["blue"] * 4 + ["green"] * 4 + ["red"] * 4
-
-
-def test_the_program_that_the_example_writes_is_the_deployed_model(tmp_path):
-    torch.manual_seed(0)
-    embedder = S2SDEmbedder(SmallResNet.out_channels, 4, (8,))
-    model = torch.nn.Sequential(SmallResNet(), embedder.deploy()).eval()
-    save_program(tmp_path / "model.pt2", model, torch.rand(2, 3, 32, 32))
-    loaded, side = load_program(tmp_path / "model.pt2")
-    x = torch.rand(5, 3, 32, 32)
-    assert side == 32 and not list(tmp_path.glob("*.tmp"))
-    with torch.inference_mode():
-        torch.testing.assert_close(loaded(x), model(x))
-
-
-def test_what_cannot_be_used_ends_with_a_sentence(program, tmp_path):
-    images = fill(tmp_path / "images")
-    one = fill(tmp_path / "one", classes=["red"])
-    other = fill(tmp_path / "other", classes=["red"])
-    (other / "red").rename(other / "crimson")
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    broken = tmp_path / "broken"
-    (broken / "a").mkdir(parents=True)
-    (broken / "a" / "x.png").write_text("")
-    cut = tmp_path / "cut.pt2"
-    cut.write_bytes(program.read_bytes()[:-2000])
-    state = tmp_path / "state.pt"
-    torch.save({"weight": torch.ones(2)}, state)
-    for arguments, message in {
-        ("nowhere.pt2", images): "no file nowhere.pt2",
-        (cut, images): "is cut short, or no program",
-        (state, images): "is no program of torch.export",
-        (program, tmp_path / "nowhere"): "no folder",
-        (program, empty): "no image with an ending",
-        (program, broken): "none of the 1 images can be read",
-        (program, one): "all images are of one class, 'red'",
-        (program, images, "--gallery", other): "no class is in both folders",
-        (program, images, "--resize", "8"): "resize must be at least the image size 16",
-    }.items():
-        checkpoint, folder, *more = map(str, arguments)
-        with pytest.raises(SystemExit, match=message):
-            main(["--checkpoint", checkpoint, "--images", folder, *more])
-
-
-def test_a_model_that_returns_no_embeddings_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"returned \(3, 16, 16\) for 3 images"):
-        embed_folder(lambda x: x[:, 0], ImageFolder(fill(tmp_path / "images", 1), 16))
-
-
-def test_queries_without_a_match_are_left_out_as_in_pml():
-    x = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1], [0.1, 1.0], [1.0, 1.0]]))
-    queries = Embedded(x, ["a", "b", "lone"], [])
-    found = measure(queries, Embedded(x[:2].flip(1), ["a", "b"], []), recall_at=(1, 2))
-    assert (found["recall_at_1"], found["recall_at_2"]) == (0.0, 1.0)
+@pytest.mark.slow
+def test_as_a_command(checkpoint, tmp_path):
+    paint(tmp_path / "images", 3)
+    own = tmp_path / "mine.pt2"
+    own.write_bytes(checkpoint.read_bytes())
+    command = [sys.executable, "-m", "pml_s2sd.evaluate", "--checkpoint", str(own), "--images"]
+    done = subprocess.run([*command, str(tmp_path / "images")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"written to {tmp_path / 'mine.evaluation.json'}" in done.stdout
+    results = json.loads((tmp_path / "mine.evaluation.json").read_text())
+    assert results["queries"] == 18
+    done = subprocess.run([*command, str(tmp_path / "nowhere")], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("evaluate: no folder")
