@@ -3,6 +3,7 @@
     PYTHONPATH=examples python -m study.study                                          # everything (hours)
     PYTHONPATH=examples python -m study.study --questions auto --settings frozen --objectives margin --seeds 0 1
     PYTHONPATH=examples python -m study.study --published                              # go on from results.jsonl
+    PYTHONPATH=examples python -m study.study --published --publish                    # and write it, and docs/study.md
 
 One JSON a run, in RUNS/study; a run that is there, made in the same way, is not repeated. Several processes may share
 the folder. Ends by writing RUNS/study/tables.md and the plots beside it, and where the rows are published, by
@@ -20,7 +21,7 @@ import torch
 from results import write_json, write_text
 
 from pml_s2sd.loss import AUTO_RATIO, AUTO_TEMPERATURE
-from study.plots import draw_gains, draw_sizes
+from study.plots import plot_gains, plot_sizes
 from study.questions import COMPARED, QUESTIONS, SEEDS, Row
 from study.settings import EPOCHS, SETTINGS, Setting
 from study.tables import Found, compare, tables
@@ -28,6 +29,8 @@ from study.training import run
 from study.ways import WAYS
 
 PUBLISHED = Path(__file__).parent / "results.jsonl"
+DOCS = Path(__file__).parents[2] / "docs"
+BEGIN, END = "<!-- tables, written by study.py --publish -->", "<!-- end of tables -->"
 
 
 def made_by(row: Row) -> dict[str, Any]:
@@ -70,6 +73,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--published", action="store_true", help="rows that were published are not measured again")
+    parser.add_argument("--publish", action="store_true", help="write results.jsonl, and tables and plots in docs/")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     folder = chosen.runs / "study"
@@ -87,14 +91,23 @@ def main() -> None:
         write_json(path, {**made_by(row), **figures, "torch": torch.__version__, "threads": chosen.threads})
     here = read([json.dumps(json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))])
     found = Found({**published, **here} if chosen.published else here)
-    text = tables(found)
-    print(text)
-    write_text(folder / "tables.md", text + "\n")
-    draw_gains(found, folder / "gains.png")
-    draw_sizes(found, folder / "sizes.png")
+    print(tables(found))
     if published and not chosen.published:
         print("\n" + compare(found, Found(published)))
-    write_text(folder / "results.jsonl", "".join(json.dumps(found[row]) + "\n" for row in sorted(found)))
+    write_text(folder / "tables.md", tables(found) + "\n")
+    plot_gains(found, folder / "gains.png")
+    plot_sizes(found, folder / "sizes.png")
+    if chosen.publish:
+        publish(found)
+
+
+def publish(found: Found) -> None:
+    write_text(PUBLISHED, "".join(json.dumps(found[row]) + "\n" for row in sorted(found)))
+    plot_gains(found, DOCS / "study_gains.png")
+    plot_sizes(found, DOCS / "study_sizes.png")
+    page = (DOCS / "study.md").read_text()
+    before, after = page[: page.index(BEGIN)], page[page.index(END) :]
+    write_text(DOCS / "study.md", f"{before}{BEGIN}\n\n{tables(found)}\n\n{after}")
 
 
 if __name__ == "__main__":
