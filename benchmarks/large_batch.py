@@ -13,7 +13,7 @@ import sys
 import time
 
 import torch
-from measure import peak_mebibytes, save, settings
+from measure import peak_mebibytes, reset_peak, save, settings
 from pytorch_metric_learning.distances import CosineSimilarity
 
 from pml_s2sd import distillation
@@ -28,6 +28,7 @@ def distil(rows: int) -> tuple[float, float]:
     """Seconds, and MiB above the batch itself."""
     z, *aux = (torch.randn(rows, size) for size in SIZES)
     z.requires_grad_()
+    reset_peak()
     before, started = peak_mebibytes(), time.perf_counter()
     student, *teachers = (Space(x, x) for x in map(D.prepare, (z, *aux)))
     mean_divergences(D, student, [Teaching(teachers)], temperature=1.0)[0].backward()

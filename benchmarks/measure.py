@@ -64,6 +64,11 @@ def peak_mebibytes() -> float:
     return int(found[1]) / 1024
 
 
+def reset_peak() -> None:
+    """Bring the high-water mark down to what this process holds now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def read(name: str, folder: Path = RESULTS) -> dict[str, Any]:
     """What `save` wrote: machine, command, figures."""
     return json.loads((folder / f"{name}.json").read_text())

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from measure import medians, milliseconds, peak_mebibytes, save, settings
+from measure import medians, milliseconds, peak_mebibytes, reset_peak, save, settings
 from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import nn
@@ -92,7 +92,8 @@ def figures_of(times: dict[str, float]) -> dict:
 
 def peak_of_a_step(rows: int, way: str) -> float:
     """MiB of the batch, the parameters, their gradients, and all that is in between."""
-    Step(64, (8,), proxy_anchor).calls()[way]()  # what is loaded at first use
+    Step(8, (8,), proxy_anchor).calls()[way]()  # what is loaded at first use
+    reset_peak()
     before = peak_mebibytes()
     Step(rows, AUX_SIZES if way == "S2SD" else (), proxy_anchor).calls()[way]()
     return peak_mebibytes() - before
@@ -107,6 +108,7 @@ def against_batch_size(chosen: argparse.Namespace) -> dict:
             way: float(itself("--peak", way, "--rows", rows, "--threads", chosen.threads)) for way in ("plain", "S2SD")
         }
         figures[str(rows)]["MiB"] = {way: round(value, 1) for way, value in memory.items()}
+        print(f"B = {rows}: {figures[str(rows)]}", flush=True)
     return figures
 
 
