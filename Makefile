@@ -9,7 +9,7 @@ PML_VERSIONS := 2.3.0 2.6.0 2.9.0
 RECIPES := .venv-recipes
 RECIPES_INSTALLED := $(RECIPES)/.installed
 
-.PHONY: help demo test test-recipes test-matrix compatibility lint seeds study study-row bench data
+.PHONY: help demo test test-recipes test-matrix compatibility lint seeds study study-row bench bench-evaluation data
 
 help:
 	@echo "make demo   train the baseline and S2SD on the emoji, compare them on unseen ones (minutes)"
@@ -22,6 +22,7 @@ help:
 	@echo "make study  docs/study.md's tables: seven objectives, three settings, five seeds (hours; goes on where it stopped)"
 	@echo "make study-row ROW='--settings frozen --objectives margin'  a part of it"
 	@echo "make bench  timings, as ratios within one run (minutes)"
+	@echo "make bench-evaluation   evaluation of 60,000 images, and in a gallery of a million (long)"
 	@echo "make data   draw the emoji data set again (needs npm)"
 
 $(INSTALLED): constraints.txt setup.cfg pyproject.toml
@@ -77,6 +78,9 @@ $(VENV)/.pretrained: $(INSTALLED)
 bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/loss_step.py
 	$(VENV)/bin/python benchmarks/large_batch.py
+
+bench-evaluation: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/evaluation.py
 
 data: $(INSTALLED)
 	$(VENV)/bin/python examples/data/build_emoji.py

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
-from measure import save
+from measure import peak_mebibytes, save
 from pytorch_metric_learning.distances import CosineSimilarity
 
 from pml_s2sd import distillation
@@ -23,10 +21,6 @@ from pml_s2sd.similarity import Similarity
 
 SIZES = (128, 512, 1024, 1536, 2048)
 D = Similarity(CosineSimilarity())
-
-
-def peak_mebibytes() -> float:
-    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def distil(rows: int) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -35,6 +36,11 @@ def medians(things: dict[str, Callable[[], Any]], repeats: int, warm_up: int = 3
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def peak_mebibytes() -> float:
+    """The most memory that this process has held. Linux: its own high-water mark, not inherited from the parent."""
+    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def save(name: str, figures: dict[str, Any]) -> None:
