@@ -9,7 +9,7 @@ PML_VERSIONS := 2.3.0 2.6.0 2.9.0
 RECIPES := .venv-recipes
 RECIPES_INSTALLED := $(RECIPES)/.installed
 
-.PHONY: help demo test test-recipes test-matrix compatibility lint seeds study study-row bench bench-check data
+.PHONY: help demo test test-recipes test-matrix compatibility lint seeds study study-row bench bench-check bench-evaluation data
 
 help:
 	@echo "make demo   train the baseline and S2SD on the emoji, compare them on unseen ones (minutes)"
@@ -23,6 +23,7 @@ help:
 	@echo "make study-row ROW='--questions auto --settings frozen --objectives margin'  a part of it, beside what was published"
 	@echo "make bench  timings, as ratios within one run; writes benchmarks/results and docs/performance.md (half an hour)"
 	@echo "make bench-check  the quick ones again, compared with the results that are committed (minutes)"
+	@echo "make bench-evaluation   evaluation of 60,000 images, and in a gallery of a million (long)"
 	@echo "make data   draw the emoji data set again (needs npm)"
 
 $(INSTALLED): constraints.txt setup.cfg pyproject.toml
@@ -86,6 +87,9 @@ bench: $(INSTALLED)
 
 bench-check: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/check.py
+
+bench-evaluation: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/evaluation.py
 
 data: $(INSTALLED)
 	$(VENV)/bin/python examples/data/build_emoji.py
