@@ -8,6 +8,7 @@ its arithmetic, some will differ all the same. 15 %, the default, is what they s
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
@@ -41,7 +42,7 @@ def ratios(figures: dict[str, Any], above: str = "") -> Iterator[tuple[str, floa
         name = f"{above}{key}"
         if isinstance(value, dict):
             yield from ratios(value, f"{name}, ")
-        elif "ratio" in key or isinstance(value, bool):
+        elif re.search(r"\bratio\b", key) or isinstance(value, bool):
             yield name, value
 
 
@@ -55,7 +56,7 @@ def table(rows: list[Row], tolerance: float) -> str:
     width = max(len(row.name) for row in rows)
     lines = [f"{'ratio':{width}}  expected     found"]
     for row in rows:
-        values = "".join(f"{'-' if value is None else value:>10}" for value in row[1:])
+        values = "".join(f"{'-' if value is None else str(value):>10}" for value in row[1:])
         lines.append(f"{row.name:{width}}{values}{'' if row.holds(tolerance) else '   differs'}")
     return "\n".join(lines)
 

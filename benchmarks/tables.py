@@ -29,12 +29,14 @@ def verdict(value: float, target: float | None, at_least: bool = False) -> str:
 
 
 def loss_step(figures: dict[str, Any]) -> str:
-    header = ["ms", "whole", "heads", "base objective", "auxiliary objectives", "distillation", "ratio", "target"]
+    header = ["ms", "whole", "heads", "base objective", "auxiliary objectives", "distillation"]
+    header += ["auxiliary objectives by PML alone", "ratio", "target"]
     rows = []
     for name, of_name in figures.items():
         if "milliseconds over" in of_name:
             times, over = of_name["milliseconds"], of_name["milliseconds over"]
             shown = [times["whole"], times["heads"], times["base objective"], *over.values()]
+            shown.append(times["auxiliary objectives, PML alone"])
             rows.append([name, *shown, f"**{of_name['ratio']}**", verdict(of_name["ratio"], TARGETS.get(name))])
     return rows_of(header, rows)
 
