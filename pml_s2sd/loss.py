@@ -38,7 +38,7 @@ AUTO_RATIO = 2.0
 """r: with an automatic weight, a distillation term's gradient is twice as long as the objective's."""
 AUTO_TEMPERATURE = 0.05
 POOR_TEACHERS = (
-    'distill_weight="auto" with auxiliary heads of the kind "mlp": linear ones are the better teachers '
+    'distill_weight="auto" with auxiliary heads of the kind "mlp": linear ones gave larger gains '
     '(docs/study.md); take S2SDEmbedder(…, aux_head="linear", aux_gradient=False), which s2sd() makes'
 )
 
@@ -87,8 +87,8 @@ class S2SDLoss(nn.Module):
     and the gradients of L(z) and of the KL term into z are brought to a ratio by `Balance`, the latter twice as long,
     in the one backward pass. A teacher, the features too, is followed only while its space retrieves better
     than the base space: w is `Advantage`'s. The embedder for it is `S2SDEmbedder(…, aux_head="linear",
-    aux_gradient=False)`, which `s2sd` makes: linear heads are the better teachers for every objective
-    measured, and without their gradient the trunk learns as it would from L(z) alone, when no teacher is
+    aux_gradient=False)`, which `s2sd` makes: linear heads gave larger gains where both were measured
+    (docs/study.md), and without their gradient the trunk learns as it would from L(z) alone, when no teacher is
     followed. References get no gradient from a balanced term.
 
     Inputs (``loss_func(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``):
