@@ -13,17 +13,17 @@ from study.tables import Found, differences_of, half_interval
 def plot_gains(found: Found, path: Path) -> None:
     """What an automatic weight gives, an objective a bar, with 95 % confidence intervals."""
     question = QUESTIONS["auto"]
-    figure = new_figure(4 * len(question.settings), 3.4)
-    axes = figure.subplots(1, len(question.settings), sharey=True)
-    for axis, setting in zip(axes, question.settings, strict=True):
-        for place, objective in enumerate(question.objectives):
+    figure = new_figure(4 * len(question.where), 3.4)
+    axes = figure.subplots(1, len(question.where), sharey=True)
+    for axis, setting in zip(axes, question.where, strict=True):
+        for place, objective in enumerate(question.where[setting]):
             pairs = differences_of(found, (setting, objective, question.sizes[0]), "auto")
             if pairs:
                 error = half_interval(pairs) if len(pairs) > 1 else None
                 axis.barh(place, statistics.mean(pairs), xerr=error, color="#2b83ba", capsize=3)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set(title=setting, xlabel="gain, points of Recall@1")
-        axis.set_yticks(range(len(question.objectives)), question.objectives)
+        axis.set_yticks(range(len(question.where[setting])), question.where[setting])
         axis.grid(axis="x", alpha=0.3)
     axes[0].invert_yaxis()
     save_png(figure, path)
@@ -33,11 +33,12 @@ def plot_sizes(found: Found, path: Path) -> None:
     """Recall@1 against the embedding size, with standard deviations."""
     question = QUESTIONS["sizes"]
     series = {}
-    for objective in question.objectives:
+    (setting,) = question.where
+    for objective in question.where[setting]:
         for way in ("baseline", *question.ways):
-            by_size = {d: found.by_seed(question.settings[0], objective, d, way).values() for d in question.sizes}
+            by_size = {d: found.by_seed(setting, objective, d, way).values() for d in question.sizes}
             by_size = {size: list(values) for size, values in by_size.items() if values}
             if by_size:
                 series[f"{objective}, {way}"] = by_size
     if series:
-        save_png(draw_sizes(series, f"Recall@1 on unseen classes, {question.settings[0]}, %"), path)
+        save_png(draw_sizes(series, f"Recall@1 on unseen classes, {setting}, %"), path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from study.settings import SETTINGS
@@ -11,6 +11,8 @@ from study.ways import DELAYS, GAMMAS, SPACES, TEMPERATURES
 COMPARED = ("multisimilarity", "margin", "triplet", "contrastive", "supcon", "proxyanchor", "arcface")
 EXAMINED = ("multisimilarity", "contrastive")
 """The objectives of the questions that look closer: the paper's, and the one with the best baseline."""
+MAIN = EXAMINED[:1]
+"""And where training is long."""
 EMBEDDING_SIZE = 32
 SEEDS = (0, 1, 2, 3, 4)
 
@@ -34,14 +36,14 @@ class Question(NamedTuple):
 
     title: str
     ways: Sequence[str]
-    settings: Sequence[str] = ("frozen",)
-    objectives: Sequence[str] = EXAMINED
+    where: Mapping[str, Sequence[str]] = {"frozen": EXAMINED}
+    """The settings, and of each the objectives."""
     sizes: Sequence[int] = (EMBEDDING_SIZE,)
 
     def rows(self, seeds: Sequence[int]) -> Iterator[Row]:
         for seed in seeds:
-            for setting in self.settings:
-                for objective in self.objectives:
+            for setting, objectives in self.where.items():
+                for objective in objectives:
                     for size in self.sizes:
                         for way in ("baseline", *self.ways):
                             if not (setting == "frozen" and way == "MSDFA"):  # pooled features: no maps to pool
@@ -49,24 +51,33 @@ class Question(NamedTuple):
 
 
 QUESTIONS = {
-    "auto": Question("An automatic weight", ["auto"], SETTINGS, COMPARED),
-    "paper": Question("The paper's weights", ["DSD", "MSD", "MSDF", "MSDFA"], SETTINGS, COMPARED),
+    "auto": Question("An automatic weight", ["auto"], dict.fromkeys(SETTINGS, COMPARED)),
+    "paper": Question(
+        "The paper's weights",
+        ["DSD", "MSD", "MSDF", "MSDFA", "auto"],
+        {"frozen": COMPARED, "tuned": MAIN, "scratch": MAIN},
+    ),
     "sizes": Question("Embedding sizes", ["auto"], sizes=(8, 16, 32, 64, 128)),
     "sources": Question(
         "Where the gain comes from",
-        ["heads alone", "distillation alone", "MSD", "auto", "heads train the trunk", "MLP heads", "auto MSDF"],
-        ["frozen", "tuned"],
+        ["heads alone", "distillation alone", "MSD", "heads train the trunk", "auto"],
+        {"tuned": MAIN},
     ),
-    "heads": Question("Linear auxiliary heads or MLPs", ["auto", "MLP heads"], objectives=COMPARED),
+    "heads": Question("Linear auxiliary heads or MLPs", ["auto", "MLP heads"], {"frozen": COMPARED}),
+    "features": Question("Features as a further teacher", ["auto", "auto MSDF"], {"frozen": EXAMINED, "tuned": MAIN}),
     "spaces": Question(
         "Number and size of the auxiliary spaces", [*(f"sizes {' '.join(map(str, sizes))}" for sizes in SPACES), "auto"]
     ),
     "temperature": Question(
         "Temperature and diagonal", [f"T = {T}{diagonal}" for diagonal in ("", ", diagonal") for T in TEMPERATURES]
     ),
-    "gamma": Question("γ", [f"γ = {gamma:g}" for gamma in GAMMAS]),
-    "delay": Question("The delay of feature distillation", [f"delay {share}" for share in DELAYS]),
+    "gamma": Question("A fixed weight γ, linear heads", [*(f"γ = {gamma:g}" for gamma in GAMMAS), "auto"]),
+    "delay": Question(
+        "The delay of feature distillation, γ = 50, linear heads", [f"delay {share}" for share in DELAYS]
+    ),
     "alternatives": Question(
-        "What a user would pick instead", ["auto", "Matryoshka", "PCA", "MLP head", "longer"], ["frozen", "tuned"]
+        "What a user would pick instead",
+        ["auto", "Matryoshka", "PCA", "MLP head", "longer"],
+        {"frozen": EXAMINED, "tuned": MAIN},
     ),
 }

@@ -12,7 +12,7 @@ from torch import nn
 from study.pretrained import FEATURES, LastBlocks, activations
 
 SETTINGS = ("frozen", "tuned", "scratch")
-EPOCHS = {"frozen": 10, "tuned": 5, "scratch": 6}
+EPOCHS = {"frozen": 10, "tuned": 5, "scratch": 4}
 
 
 class Setting:

@@ -27,7 +27,7 @@ class Found(dict[Row, dict[str, Any]]):
 def tables(found: Found) -> str:
     parts = []
     for question in QUESTIONS.values():
-        for setting in question.settings:
+        for setting in question.where:
             table = _table(found, question, setting)
             if table:
                 parts.append(f"### {question.title}: {setting}, {EPOCHS[setting]} epochs\n\n{table}")
@@ -37,7 +37,7 @@ def tables(found: Found) -> str:
 def _table(found: Found, question: Question, setting: str) -> str:
     rows = []
     own = set(question.ways) - ({"auto"} if len(question.ways) > 1 else set())  # what no other table has
-    for objective in question.objectives:
+    for objective in question.where[setting]:
         for size in question.sizes:
             lines = [
                 _line(found, (setting, objective, size), way)
@@ -70,9 +70,9 @@ def _time(found: Found, where: tuple[str, str, int], way: str) -> str:
 def _summary(found: Found) -> list[str]:
     """Of the automatic weight: the mean over objectives, and the worst."""
     question, rows = QUESTIONS["auto"], []
-    for setting in question.settings:
+    for setting, objectives in question.where.items():
         differences = {}
-        for objective in question.objectives:
+        for objective in objectives:
             pairs = differences_of(found, (setting, objective, question.sizes[0]), "auto")
             if pairs:
                 differences[objective] = pairs
@@ -96,8 +96,8 @@ def _summary(found: Found) -> list[str]:
 def _twice_the_size(found: Found) -> list[str]:
     """Whether S2SD at d is better than the baseline at 2d."""
     question, rows = QUESTIONS["sizes"], []
-    for setting in question.settings:
-        for objective in question.objectives:
+    for setting, objectives in question.where.items():
+        for objective in objectives:
             for size in question.sizes[:-1]:
                 small = found.by_seed(setting, objective, size, "auto")
                 large = found.by_seed(setting, objective, 2 * size, "baseline")
