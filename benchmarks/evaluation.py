@@ -19,7 +19,7 @@ import time
 
 import faiss
 import torch
-from measure import peak_mebibytes, save
+from measure import peak_mebibytes, reset_peak, save
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from pml_s2sd.accuracy import BY_QUERY, RetrievalAccuracyCalculator
@@ -57,6 +57,7 @@ def whole(way: str, rows: int) -> dict[str, float]:
         calculator = RetrievalAccuracyCalculator(include, device=CPU)
     calculator.get_accuracy(*made(500))  # what is loaded at first use
     x, labels = made(rows)
+    reset_peak()
     before, started = peak_mebibytes(), time.perf_counter()
     found = calculator.get_accuracy(x, labels)
     seconds, memory = time.perf_counter() - started, peak_mebibytes() - before
@@ -67,6 +68,7 @@ def gallery(kind: str, queries: list[int], references: int, effort: int) -> dict
     """Seconds to build, and to search each number of queries, MiB above the embeddings, what share is found."""
     x, labels = made(max(queries) + references)
     reference, of_reference = x[-references:], labels[-references:]
+    reset_peak()
     before, started = peak_mebibytes(), time.perf_counter()
     figures: dict[str, float] = {}
     knn = None if kind == "flat" else ApproximateKNN(kind, effort)
@@ -112,20 +114,18 @@ def main() -> None:
             measured_here = gallery(way, settings.queries, settings.references, settings.effort)
         print(json.dumps(measured_here))
         return
-    figures: dict[str, dict] = {}
     if "whole" in settings.parts:
         measured = {way: in_a_process(settings, "whole", way) for way in WHOLE}
         by_pml, ours = measured["PML's metrics, by PML"], measured["PML's metrics"]
         ratios = {f"{name} ratio": round(ours[name] / by_pml[name], 3) for name in ("seconds", "MiB")}
-        figures[f"{settings.rows:,} among each other"] = {**ratios, **measured}
+        save("evaluation_whole", {f"{settings.rows:,} among each other": {**ratios, **measured}})
     if "gallery" in settings.parts:
         measured = {kind: in_a_process(settings, "gallery", kind) for kind in GALLERY}
         name = f"{settings.queries[-1]:,} queries, seconds"
         ratios = {
             f"{kind}, seconds ratio": round(measured[kind][name] / measured["flat"][name], 4) for kind in GALLERY[1:]
         }
-        figures[f"in {settings.references:,}"] = {**ratios, **measured}
-    save("evaluation", figures)
+        save("evaluation_gallery", {f"in {settings.references:,}": {**ratios, **measured}})
 
 
 if __name__ == "__main__":

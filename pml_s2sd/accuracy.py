@@ -233,7 +233,7 @@ class RetrievalAccuracyCalculator(AccuracyCalculator):
         reference_labels: torch.Tensor,
         ref_includes_query: bool,
     ) -> dict[str, Any]:
-        """Metrics over queries: sums by class over the blocks, then means."""
+        """Metrics over queries: sums over the blocks, of each class where classes' means are wanted, then means."""
         labels = torch.unique(torch.cat([query_labels, reference_labels]))
         classes, ref_classes = (torch.searchsorted(labels, of) for of in (query_labels, reference_labels))
         matches = torch.bincount(ref_classes, minlength=len(labels))
@@ -242,13 +242,14 @@ class RetrievalAccuracyCalculator(AccuracyCalculator):
             c_f.LOGGER.warning("None of the query labels are in the reference set.")
             return {name: nan_accuracy(torch.unique(classes), self.return_per_class) for name in metrics}
         k = self.determine_k(matches[torch.unique(classes)], len(reference), ref_includes_query)
-        sums = {name: torch.zeros(len(labels), dtype=torch.float64, device=query.device) for name in metrics}
-        twin = self._returning_classes()
-        functions = {name: getattr(twin, f"calculate_{name}") for name in metrics}
+        by_class = self.avg_of_avgs or self.return_per_class
+        sums = {name: torch.zeros(len(labels) if by_class else 1, dtype=torch.float64) for name in metrics}
+        calculator = self._returning_classes() if by_class else self
+        functions = {name: getattr(calculator, f"calculate_{name}") for name in metrics}
         selves = kept if ref_includes_query else None
         for rows, indices in search_in_blocks(self.knn_func, query[kept], k, reference, selves):
             of_block, counts = torch.unique(classes[kept[rows]], return_counts=True)
-            means = twin._get_accuracy(
+            means = calculator._get_accuracy(
                 functions,
                 knn_labels=ref_classes[indices].masked_fill(indices < 0, -1),  # -1: none was found
                 query_labels=classes[kept[rows]],
@@ -256,9 +257,12 @@ class RetrievalAccuracyCalculator(AccuracyCalculator):
                 label_counts=(of_block, matches[of_block]),
                 ref_includes_query=ref_includes_query,
             )
-            for name, of_classes in means.items():
-                sums[name][of_block] += counts * torch.tensor(of_classes, dtype=torch.float64, device=query.device)
-        queries = torch.bincount(classes[kept], minlength=len(labels))
+            for name, mean in means.items():
+                if by_class:
+                    sums[name][of_block.cpu()] += counts.cpu() * torch.tensor(mean, dtype=torch.float64)
+                else:
+                    sums[name] += len(rows) * mean
+        queries = torch.bincount(classes[kept].cpu(), minlength=len(labels)) if by_class else torch.tensor([len(kept)])
         return {name: self._mean(total, queries) for name, total in sums.items()}
 
     def _returning_classes(self) -> RetrievalAccuracyCalculator:
@@ -269,9 +273,7 @@ class RetrievalAccuracyCalculator(AccuracyCalculator):
         return twin
 
     def _mean(self, sums: torch.Tensor, counts: torch.Tensor) -> float | list[float]:
-        """What PML returns, of sums and counts by class."""
-        if not (self.avg_of_avgs or self.return_per_class):
-            return (sums.sum() / counts.sum()).item()
+        """What PML returns, of sums and counts, which are by class where that is wanted."""
         means = (sums / counts)[counts > 0]
         return means.tolist() if self.return_per_class else means.mean().item()
 
