@@ -12,12 +12,19 @@ from .distributed import several_processes
 
 MEMORY = 0.98
 """Share of the past in the running mean of the scores: about fifty steps."""
+LEAD, FULL_LEAD = 0.05, 0.1
+"""Teachers are followed from the first lead on, and in full from the second."""
 
 
 class Advantage(nn.Module):
-    """How much each teacher is followed: equally those that retrieve better than the base space, the others not.
+    """How much each teacher is followed: alike those that retrieve better than the base space, the others not.
 
-        w_i = [s_i > s_z] / Σ_j [s_j > s_z],   0 where no teacher is better
+        w_i = f(A) · [s_i > s_z] / Σ_j [s_j > s_z],   0 where no teacher is better
+        A   = (1/m) Σ_i max(0, s_i - s_z) / (1 - s_z),   the teachers' lead: the share that they find of what z misses
+        f   = 0 up to A = 0.05, 1 from 0.1 on, a straight line between
+
+    A small lead is that of any larger space over features that tell little yet, as a network's that is
+    trained from scratch: to follow it would keep the features as they are.
 
     s is the mean reciprocal rank of a sample's nearest neighbour of its own class, in the batch, as a
     running mean over the steps that had any. Ties count against a space, so that a collapsed one has no
@@ -70,8 +77,11 @@ class Advantage(nn.Module):
         now = sums[:, 0] / sums[:, 1].clamp(min=1)
         running = torch.where(self.scores > 0, MEMORY * self.scores + (1 - MEMORY) * now, now)
         self.scores.copy_(torch.where(sums[:, 1] > 0, running, self.scores))
-        better = (self.scores[1:] > self.scores[0]).float()
-        return better / better.sum().clamp(min=1)
+        base, *_ = self.scores
+        better = (self.scores[1:] > base).float()
+        lead = (better * (self.scores[1:] - base)).mean() / (1 - base).clamp(min=torch.finfo(torch.float32).tiny)
+        followed = ((lead - LEAD) / (FULL_LEAD - LEAD)).clamp(0, 1)
+        return followed * better / better.sum().clamp(min=1)
 
 
 def reciprocal_ranks(

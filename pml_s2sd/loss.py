@@ -86,7 +86,7 @@ class S2SDLoss(nn.Module):
 
     and the gradients of L(z) and of the KL term into z are brought to a ratio by `Balance`, the latter twice as long,
     in the one backward pass. A teacher, the features too, is followed only while its space retrieves better
-    than the base space: w is `Advantage`'s. The embedder for it is `S2SDEmbedder(…, aux_head="linear",
+    than the base space, and by less than twice while teachers lead by little: w is `Advantage`'s. The embedder for it is `S2SDEmbedder(…, aux_head="linear",
     aux_gradient=False)`, which `s2sd` makes: linear heads gave larger gains where both were measured
     (docs/study.md), and without their gradient the trunk learns as it would from L(z) alone, when no teacher is
     followed. References get no gradient from a balanced term.
@@ -296,16 +296,16 @@ class S2SDLoss(nn.Module):
             compared, ref_compared, own = self._compared(batch, z, ref, everyone)
             spaces.append(_space(D, compared.embeddings, ref_compared.embeddings, own))
         first_self = None if ref.embeddings is not None else (0 if own is None else own.start)
-        weigh = partial(_weigh, labels, ref_labels, everyone, first_self)
+        weigh = partial(self._weigh, labels, ref_labels, everyone, first_self)
         with torch.no_grad():
             groups = []
             if from_aux:
                 aux = zip(compared.aux, ref_compared.aux, self._shared, strict=True)
                 teachers = [_aux_teacher(D, a, ref_a, own, shared) for a, ref_a, shared in aux]
-                groups.append(Teaching(teachers, weigh(self.advantage)))
+                groups.append(Teaching(teachers, weigh(self.advantage, 0)))
             if from_features:
                 teacher = _space(D, compared.features, ref_compared.features, own)
-                groups.append(Teaching([teacher], weigh(self.feature_advantage)))
+                groups.append(Teaching([teacher], weigh(self.feature_advantage, -1)))
         left_out = None if self.include_diagonal else first_self
         if len(spaces) == 1:
             divergences = mean_divergences(D, spaces[0], groups, self.temperature, left_out)
@@ -321,6 +321,30 @@ class S2SDLoss(nn.Module):
         # torch.compile does not compile anew as it grows.
         feature = divergences[-1] * (self.calls >= self.feature_delay) if from_features else None
         return distill, feature
+
+    def _weigh(
+        self,
+        labels: torch.Tensor | None,
+        ref_labels: torch.Tensor | None,
+        everyone: Everyone | None,
+        first_self: int | None,
+        advantage: Advantage | None,
+        term: int,
+    ) -> Callable[[Sequence[torch.Tensor]], torch.Tensor] | None:
+        """How teachers are weighed: by their advantage, which is also the strength of the balanced term, or all alike
+        (None)."""
+        columns = labels if first_self is not None else ref_labels
+        if advantage is None or self.balance is None or labels is None or columns is None:
+            return None
+        columns = columns if everyone is None else everyone.compared_labels(columns)
+        strength = self.balance.strengths[term]
+
+        def weigh(similarities: Sequence[torch.Tensor]) -> torch.Tensor:
+            weights = advantage(similarities, labels=labels, ref_labels=columns, first_self=first_self)
+            strength.copy_(weights.sum())
+            return weights
+
+        return weigh
 
     def _compared(
         self, batch: S2SDEmbeddings, z: torch.Tensor, ref: S2SDEmbeddings, everyone: Everyone | None
@@ -397,22 +421,6 @@ class S2SDLoss(nn.Module):
             f"include_diagonal={self.include_diagonal}, "
             f"feature_weight={self.feature_weight}, feature_delay={self.feature_delay}"
         )
-
-
-def _weigh(
-    labels: torch.Tensor | None,
-    ref_labels: torch.Tensor | None,
-    everyone: Everyone | None,
-    first_self: int | None,
-    advantage: Advantage | None,
-) -> Callable[[Sequence[torch.Tensor]], torch.Tensor] | None:
-    """How teachers are weighed: by their advantage, or all alike (None)."""
-    columns = labels if first_self is not None else ref_labels
-    if advantage is None or labels is None or columns is None:
-        return None
-    if everyone is not None:
-        columns = everyone.compared_labels(columns)
-    return partial(advantage, labels=labels, ref_labels=columns, first_self=first_self)
 
 
 def _fixed(weight: float | str) -> float:
