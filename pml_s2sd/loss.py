@@ -86,10 +86,10 @@ class S2SDLoss(nn.Module):
 
     and the gradients of L(z) and of the KL term into z are brought to a ratio by `Balance`, the latter twice as long,
     in the one backward pass. A teacher, the features too, is followed only while its space retrieves better
-    than the base space, and by less than twice while teachers lead by little: w is `Advantage`'s. The embedder for it is `S2SDEmbedder(…, aux_head="linear",
-    aux_gradient=False)`, which `s2sd` makes: linear heads gave larger gains where both were measured
-    (docs/study.md), and without their gradient the trunk learns as it would from L(z) alone, when no teacher is
-    followed. References get no gradient from a balanced term.
+    than the base space, and not, or less than in full, while teachers lead by little: w is `Advantage`'s. The
+    embedder for it is `S2SDEmbedder(…, aux_head="linear", aux_gradient=False)`, which `s2sd` makes: linear heads
+    gave larger gains where both were measured (docs/study.md), and without their gradient the trunk learns as it
+    would from L(z) alone, when no teacher is followed. References get no gradient from a balanced term.
 
     Inputs (``loss_func(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``):
         embeddings: `S2SDEmbeddings` of a batch of B ≥ 1 samples; in eval mode also a tensor (B, d).
