@@ -51,15 +51,16 @@ def kl_to_the_others(z, t, T):
     return sum(kl(z[[b]], t[[b]], T, z[rest], t[rest]) for b, rest in enumerate(others)) / len(z)
 
 
-def test_the_gradient_is_the_objectives_and_as_much_of_the_distillations():
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (0.15, 0.15)])
+def test_the_gradient_is_the_objectives_and_as_much_of_the_distillations(weights):
     embedder, loss_func, x = make()
-    follow_all(loss_func)
+    follow_all(loss_func, weights)
     batch = embedder(x)
     z = batch.embeddings.detach().requires_grad_()
     loss_func(S2SDEmbeddings(z, batch.aux, batch.features), LABELS).backward()
 
     g, from_aux = gradients_apart(loss_func, batch)
-    weight = AUTO_RATIO * g.norm() / from_aux.norm()
+    weight = AUTO_RATIO * sum(weights) * g.norm() / from_aux.norm()
     torch.testing.assert_close(z.grad, g + weight * from_aux, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(loss_func.terms["distill_weight"], weight, rtol=1e-4, atol=0)
 
@@ -195,6 +196,24 @@ def test_only_better_teachers_are_followed_and_the_mean_runs_on():
     assert advantage([right, unsure, unsure], LABELS, LABELS, 0).tolist() == [1.0, 0.0]  # one batch does not turn it
     torch.testing.assert_close(advantage.scores[0], 0.98 * before[0] + 0.02)
     assert Advantage(1)([right, right], LABELS, LABELS, 0).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "weights"),
+    [
+        ([0.2, 0.32, 0.1], [0.5, 0.0]),  # the lead is (0.12 + 0) / 2 of 0.8: 0.075
+        ([0.2, 0.27, 0.27], [0.375, 0.375]),  # 0.0875
+        ([0.2, 0.26, 0.2], [0.0, 0.0]),  # 0.0375
+        ([0.9, 0.95, 0.95], [0.5, 0.5]),  # half of what is left
+        ([1.0, 1.0, 1.0], [0.0, 0.0]),
+    ],
+)
+def test_a_small_lead_is_not_followed_and_a_larger_one_in_part(scores, weights):
+    advantage = Advantage(2)
+    advantage.scores.copy_(torch.tensor(scores))
+    lone = torch.arange(12)  # no pair: the scores stay
+    found = advantage([torch.randn(12, 12)] * 3, lone, lone, 0)
+    torch.testing.assert_close(found, torch.tensor(weights), rtol=1e-4, atol=1e-6)
 
 
 def test_a_collapsed_space_has_no_advantage():
