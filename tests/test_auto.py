@@ -60,8 +60,8 @@ def test_the_gradient_is_the_objectives_and_as_much_of_the_distillations(weights
     loss_func(S2SDEmbeddings(z, batch.aux, batch.features), LABELS).backward()
 
     g, from_aux = gradients_apart(loss_func, batch)
-    weight = AUTO_RATIO * sum(weights) * g.norm() / from_aux.norm()
-    torch.testing.assert_close(z.grad, g + weight * from_aux, rtol=1e-4, atol=1e-7)
+    weight = AUTO_RATIO * g.norm() / from_aux.norm()  # of a term that is sum(weights) of the mean over teachers
+    torch.testing.assert_close(z.grad, g + weight * sum(weights) * from_aux, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(loss_func.terms["distill_weight"], weight, rtol=1e-4, atol=0)
 
 
