@@ -12,7 +12,7 @@ COMPARED = ("multisimilarity", "margin", "triplet", "contrastive", "supcon", "pr
 EXAMINED = ("multisimilarity", "contrastive")
 """The objectives of the questions that look closer: the paper's, and the one with the best baseline."""
 MAIN = EXAMINED[:1]
-"""And where training is long."""
+"""And where many ways are compared, or training is long."""
 EMBEDDING_SIZE = 32
 SEEDS = (0, 1, 2, 3, 4)
 
@@ -63,17 +63,21 @@ QUESTIONS = {
         ["heads alone", "distillation alone", "MSD", "heads train the trunk", "auto"],
         {"tuned": MAIN},
     ),
-    "heads": Question("Linear auxiliary heads or MLPs", ["auto", "MLP heads"], {"frozen": COMPARED}),
+    "heads": Question("Linear auxiliary heads or MLPs", ["auto", "MLP heads"], {"frozen": (*EXAMINED, "margin")}),
     "features": Question("Features as a further teacher", ["auto", "auto MSDF"], {"frozen": EXAMINED, "tuned": MAIN}),
     "spaces": Question(
-        "Number and size of the auxiliary spaces", [*(f"sizes {' '.join(map(str, sizes))}" for sizes in SPACES), "auto"]
+        "Number and size of the auxiliary spaces",
+        [*(f"sizes {' '.join(map(str, sizes))}" for sizes in SPACES), "auto"],
+        {"frozen": MAIN},
     ),
-    "temperature": Question(
-        "Temperature and diagonal", [f"T = {T}{diagonal}" for diagonal in ("", ", diagonal") for T in TEMPERATURES]
+    "temperature": Question("Temperature and diagonal", [*TEMPERATURES, "auto"], {"frozen": MAIN}),
+    "gamma": Question(
+        "A fixed weight γ, linear heads", [*(f"γ = {gamma:g}" for gamma in GAMMAS), "auto"], {"frozen": MAIN}
     ),
-    "gamma": Question("A fixed weight γ, linear heads", [*(f"γ = {gamma:g}" for gamma in GAMMAS), "auto"]),
     "delay": Question(
-        "The delay of feature distillation, γ = 50, linear heads", [f"delay {share}" for share in DELAYS]
+        "The delay of feature distillation, γ = 50, linear heads",
+        [f"delay {share}" for share in DELAYS],
+        {"frozen": MAIN},
     ),
     "alternatives": Question(
         "What a user would pick instead",

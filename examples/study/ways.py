@@ -57,7 +57,10 @@ def auto(variant: str = "MSD", **options: Any) -> Way:
     return Way(variant, {"aux_sizes": AUX_SIZES, "distill_weight": "auto", **options})
 
 
-TEMPERATURES = (0.03, 0.05, 0.1, 0.2, 1.0)
+TEMPERATURES = {
+    **{f"T = {T}": {"temperature": T} for T in (0.03, 0.1, 0.2, 1.0)},  # 0.05 is the automatic weight's own
+    **{f"T = {T}, diagonal": {"temperature": T, "include_diagonal": True} for T in (0.05, 0.2, 1.0)},
+}
 GAMMAS = (0.5, 1.0, 5.0, 10.0, 50.0, 100.0)
 SPACES = ((128,), (1024,), (128, 1024), (512, 1024, 1536, 2048))
 DELAYS = {"0": 0.0, "1/3": 1 / 3, "2/3": 2 / 3}
@@ -74,8 +77,7 @@ WAYS: dict[str, Way] = {
     "distillation alone": paper("MSD", aux_gradient=False),
     "MLP heads": auto(aux_head="mlp"),
     "heads train the trunk": auto(aux_gradient=True),
-    **{f"T = {T}": auto(temperature=T) for T in TEMPERATURES},
-    **{f"T = {T}, diagonal": auto(temperature=T, include_diagonal=True) for T in TEMPERATURES},
+    **{name: auto(**options) for name, options in TEMPERATURES.items()},
     **{f"γ = {gamma:g}": paper("MSD", gamma, aux_head="linear") for gamma in GAMMAS},
     **{f"sizes {' '.join(map(str, sizes))}": auto(aux_sizes=sizes) for sizes in SPACES},
     **{f"delay {name}": paper("MSDF", aux_head="linear", delay=share) for name, share in DELAYS.items()},
