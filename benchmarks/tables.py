@@ -1,4 +1,5 @@
-"""The tables of docs/performance.md from benchmarks/results/: prints them, or puts them into the page (--write)."""
+"""The tables of docs/performance.md and docs/evaluation.md from benchmarks/results/: prints them, or puts them into the
+pages (--write)."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 
 from measure import RESULTS, read
 
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+PAGES = [Path(__file__).parents[1] / "docs" / name for name in ("performance.md", "evaluation.md")]
 TARGETS = {"multisimilarity": 1.05, "margin": 1.08}
 
 
@@ -104,6 +105,24 @@ def scaling(key: str) -> Callable[[dict[str, Any]], str]:
     return of_key
 
 
+def evaluation_whole(figures: dict[str, Any]) -> str:
+    ((name, measured),) = figures.items()
+    ways = {way: f for way, f in measured.items() if isinstance(f, dict)}
+    return rows_of([name, "s", "MiB"], ([way, round(f["seconds"]), round(f["MiB"])] for way, f in ways.items()))
+
+
+def evaluation_gallery(figures: dict[str, Any]) -> str:
+    ((name, measured),) = figures.items()
+    indices = {index: f for index, f in measured.items() if isinstance(f, dict)}
+    keys = ["build, seconds", "found", *(key for key in indices["flat"] if "queries" in key), "MiB"]
+    return rows_of([name, *keys], ([index, *(shown(f.get(key)) for key in keys)] for index, f in indices.items()))
+
+
+def shown(value: float | None) -> str:
+    """Three digits of what is below 10."""
+    return "" if value is None else f"{value:.3g}" if value < 10 else f"{value:.0f}"
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "loss_step": ("loss_step", loss_step),
     "heads_and_optimizer": ("loss_step", heads_and_optimizer),
@@ -114,6 +133,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "space_size": ("scaling", scaling("size of one space")),
     "space_number": ("scaling", scaling("number of spaces of 1024")),
     "processes": ("scaling", scaling("processes")),
+    "evaluation_whole": ("evaluation_whole", evaluation_whole),
+    "evaluation_gallery": ("evaluation_gallery", evaluation_gallery),
 }
 
 
@@ -142,9 +163,10 @@ def main() -> None:
     if not parser.parse_args().write:
         print("\n\n".join(f"{name}\n\n{markdown(name, RESULTS)}" for name in TABLES))
         return
-    temporary = PAGE.with_suffix(".tmp")
-    temporary.write_text(with_tables(PAGE.read_text(), RESULTS))
-    os.replace(temporary, PAGE)
+    for page in PAGES:
+        temporary = page.with_suffix(".tmp")
+        temporary.write_text(with_tables(page.read_text(), RESULTS))
+        os.replace(temporary, page)
 
 
 if __name__ == "__main__":
