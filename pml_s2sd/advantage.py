@@ -77,7 +77,7 @@ class Advantage(nn.Module):
         now = sums[:, 0] / sums[:, 1].clamp(min=1)
         running = torch.where(self.scores > 0, MEMORY * self.scores + (1 - MEMORY) * now, now)
         self.scores.copy_(torch.where(sums[:, 1] > 0, running, self.scores))
-        base, *_ = self.scores
+        base = self.scores[0]
         better = (self.scores[1:] > base).float()
         lead = (better * (self.scores[1:] - base)).mean() / (1 - base).clamp(min=torch.finfo(torch.float32).tiny)
         followed = ((lead - LEAD) / (FULL_LEAD - LEAD)).clamp(0, 1)
