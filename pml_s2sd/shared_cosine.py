@@ -66,6 +66,11 @@ class SharedCosine(CosineSimilarity):
                 self._similarities = CosineWithItself.apply(x)
         return self._similarities
 
+    @property
+    def known(self) -> torch.Tensor | None:
+        """D^x of the batch where somebody has asked for it, else None."""
+        return self._similarities
+
     def _is_shared(self, x: torch.Tensor) -> bool:
         if x is not self._batch or x.dtype not in (torch.float32, torch.float64):
             return False

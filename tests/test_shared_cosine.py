@@ -8,7 +8,7 @@ import pytest
 import torch
 from pytorch_metric_learning import distances, losses, miners
 
-from pml_s2sd import S2SDEmbedder, S2SDLoss
+from pml_s2sd import S2SDEmbedder, S2SDLoss, distillation, loss, s2sd, shared_cosine
 from pml_s2sd.shared_cosine import CDIST_DIFFERENCES, Cosine, CosineWithItself, SharedCosine, SharedEuclidean, share
 
 LABELS = torch.arange(12) // 2
@@ -175,3 +175,20 @@ def test_nothing_of_a_step_is_kept_after_it():
     del batch
     gc.collect()
     assert aux() is None
+
+
+def test_a_large_batchs_similarities_are_not_made_for_distillation_alone(monkeypatch):
+    """An objective with proxies does not ask for B × B similarities; in blocks of rows nobody needs them whole."""
+
+    def step():
+        torch.manual_seed(0)
+        embedder, loss_func = s2sd(losses.ProxyAnchorLoss(4, 8), 16, 8, "MSD", aux_sizes=(12, 20))
+        value = loss_func(embedder(torch.randn(32, 16)), torch.arange(32) % 4)
+        value.backward()
+        return value.detach(), embedder.head.weight.grad
+
+    expected = step()
+    for module in (loss, distillation):
+        monkeypatch.setattr(module, "PLAIN_ENTRIES", 100)
+    monkeypatch.setattr(shared_cosine.CosineWithItself, "apply", None)
+    torch.testing.assert_close(step(), expected)
