@@ -90,6 +90,7 @@ bench-check: $(INSTALLED)
 
 bench-evaluation: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/evaluation.py
+	$(VENV)/bin/python benchmarks/tables.py --write
 
 data: $(INSTALLED)
 	$(VENV)/bin/python examples/data/build_emoji.py

@@ -25,7 +25,7 @@ from .checks import (
     check_number,
     check_weight,
 )
-from .distillation import PLAIN_ENTRIES, Space, Teacher, Teaching, mean_divergences
+from .distillation import Space, Teacher, Teaching, mean_divergences
 from .distributed import Everyone, several_processes
 from .embedder import S2SDEmbedder
 from .embeddings import S2SDEmbeddings, base_embeddings
@@ -440,10 +440,9 @@ def _aux_teacher(
     D: Similarity, a: torch.Tensor, ref: torch.Tensor | None, own: slice | None, shared: SharedCosine | None
 ) -> Teacher:
     """An auxiliary space as a teacher; its similarities, where its objective has asked for the same ones."""
-    if shared is not None and ref is None and own is None and is_plain_cosine(D.distance):
-        known = shared.of(a) if len(a) ** 2 <= PLAIN_ENTRIES else shared.known
-        if known is not None:
-            return known
+    known = shared.known if shared is not None and ref is None and own is None else None
+    if known is not None and is_plain_cosine(D.distance):
+        return known
     return _space(D, a, ref, own)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pytorch_metric_learning import distances, losses, miners
 
-from pml_s2sd import S2SDEmbedder, S2SDLoss, distillation, loss, s2sd, shared_cosine
+from pml_s2sd import S2SDEmbedder, S2SDLoss, distillation
 from pml_s2sd.shared_cosine import CDIST_DIFFERENCES, Cosine, CosineWithItself, SharedCosine, SharedEuclidean, share
 
 LABELS = torch.arange(12) // 2
@@ -177,18 +177,24 @@ def test_nothing_of_a_step_is_kept_after_it():
     assert aux() is None
 
 
-def test_a_large_batchs_similarities_are_not_made_for_distillation_alone(monkeypatch):
-    """An objective with proxies does not ask for B × B similarities; in blocks of rows nobody needs them whole."""
+@pytest.mark.parametrize("plain_entries", [100, 2**22])
+def test_a_space_s_similarities_are_not_made_whole_for_distillation_alone(plain_entries, monkeypatch):
+    """An objective with proxies does not ask for them, and in blocks of rows nobody needs them whole."""
+    monkeypatch.setattr(distillation, "PLAIN_ENTRIES", plain_entries)
+    asked = []
+    apply = CosineWithItself.apply
+    monkeypatch.setattr(CosineWithItself, "apply", lambda x: asked.append(x) or apply(x))
 
-    def step():
+    def terms(objective):
         torch.manual_seed(0)
-        embedder, loss_func = s2sd(losses.ProxyAnchorLoss(4, 8), 16, 8, "MSD", aux_sizes=(12, 20))
-        value = loss_func(embedder(torch.randn(32, 16)), torch.arange(32) % 4)
-        value.backward()
-        return value.detach(), embedder.head.weight.grad
+        embedder = S2SDEmbedder(16, 8, (12, 20))
+        loss_func = S2SDLoss(objective, embedder)
+        torch.manual_seed(1)
+        loss_func(embedder(torch.randn(32, 16)), torch.arange(32) % 4).backward()
+        return loss_func.terms["distill"]
 
-    expected = step()
-    for module in (loss, distillation):
-        monkeypatch.setattr(module, "PLAIN_ENTRIES", 100)
-    monkeypatch.setattr(shared_cosine.CosineWithItself, "apply", None)
-    torch.testing.assert_close(step(), expected)
+    apart = terms(losses.ProxyAnchorLoss(4, 8))
+    assert not asked
+    shared = terms(losses.MultiSimilarityLoss())
+    assert len(asked) == 2  # once a space
+    torch.testing.assert_close(apart, shared)
