@@ -35,7 +35,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python examples/train.py --name demo
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 $(RECIPES_INSTALLED): constraints-recipes.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(RECIPES)
