@@ -5,9 +5,11 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from pml_s2sd.pictures import draw_sizes, new_figure, save_png
-from study.questions import QUESTIONS
+from pml_s2sd.pictures import add_legend, draw_band, draw_sizes, finish, new_figure, save_png
+from pml_s2sd.runs import mean_and_deviation
+from study.questions import EMBEDDING_SIZE, QUESTIONS
 from study.tables import Found, differences_of, half_interval
+from study.ways import GAMMAS
 
 
 def plot_gains(found: Found, path: Path) -> None:
@@ -42,3 +44,29 @@ def plot_sizes(found: Found, path: Path) -> None:
                 series[f"{objective}, {way}"] = by_size
     if series:
         save_png(draw_sizes(series, f"Recall@1 on unseen classes, {setting}, %"), path)
+
+
+def plot_weights(found: Found, path: Path) -> None:
+    """Recall@1 against a fixed weight γ; without S2SD and with an automatic weight as level bands."""
+    ((setting, (objective,)),) = QUESTIONS["gamma"].where.items()
+
+    def recalls(way: str) -> list[float]:
+        return list(found.by_seed(setting, objective, EMBEDDING_SIZE, way).values())
+
+    measured = [gamma for gamma in GAMMAS if recalls(f"γ = {gamma:g}")]
+    if not measured:
+        return
+    figure = new_figure(4.6, 3.3)
+    axis = figure.subplots()
+    axis.set_xscale("log")
+    of_gamma = [mean_and_deviation(recalls(f"γ = {gamma:g}")) for gamma in measured]
+    draw_band(axis, 0, "a fixed weight γ", measured, of_gamma)
+    for position, way in enumerate(("auto", "baseline"), 1):
+        if recalls(way):
+            draw_band(axis, position, way, (measured[0], measured[-1]), [mean_and_deviation(recalls(way))] * 2)
+    axis.set_xticks(measured, [f"{gamma:g}" for gamma in measured])
+    axis.minorticks_off()
+    axis.set(xlabel="γ")
+    finish(axis, f"Recall@1 on unseen classes, {setting}, {objective}, %")
+    add_legend(figure)
+    save_png(figure, path)

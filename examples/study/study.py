@@ -22,7 +22,7 @@ from results import write_json, write_text
 
 from pml_s2sd.advantage import FULL_LEAD, LEAD
 from pml_s2sd.loss import AUTO_RATIO, AUTO_TEMPERATURE
-from study.plots import plot_gains, plot_sizes
+from study.plots import plot_gains, plot_sizes, plot_weights
 from study.questions import COMPARED, QUESTIONS, SEEDS, Row
 from study.settings import EPOCHS, SETTINGS, Setting
 from study.tables import Found, compare, tables
@@ -96,16 +96,20 @@ def main() -> None:
     if published and not chosen.published:
         print("\n" + compare(found, Found(published)))
     write_text(folder / "tables.md", tables(found) + "\n")
-    plot_gains(found, folder / "gains.png")
-    plot_sizes(found, folder / "sizes.png")
+    draw(found, folder, "")
     if chosen.publish:
         publish(found)
 
 
+def draw(found: Found, folder: Path, prefix: str) -> None:
+    plot_gains(found, folder / f"{prefix}gains.png")
+    plot_sizes(found, folder / f"{prefix}sizes.png")
+    plot_weights(found, folder / f"{prefix}weights.png")
+
+
 def publish(found: Found) -> None:
     write_text(PUBLISHED, "".join(json.dumps(found[row]) + "\n" for row in sorted(found)))
-    plot_gains(found, DOCS / "study_gains.png")
-    plot_sizes(found, DOCS / "study_sizes.png")
+    draw(found, DOCS, "study_")
     page = (DOCS / "study.md").read_text()
     before, after = page[: page.index(BEGIN)], page[page.index(END) :]
     write_text(DOCS / "study.md", f"{before}{BEGIN}\n\n{tables(found)}\n\n{after}")
