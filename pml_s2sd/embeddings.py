@@ -51,8 +51,10 @@ class S2SDEmbeddings:
         cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in (torch.cat, torch.concat, torch.concatenate) and _joins_samples(*args, **kwargs):
-            return pytree.tree_map(lambda *tensors: torch.cat(tensors), *args[0])
+        if func in (torch.cat, torch.concat, torch.concatenate):
+            batches = _joined_samples(*args, **kwargs)
+            if batches is not None:
+                return pytree.tree_map(lambda *tensors: torch.cat(tensors), *batches)
         args, kwargs = pytree.tree_map(base_embeddings, (args, kwargs), is_leaf=_is_s2sd_embeddings)
         return func(*args, **kwargs)
 
@@ -78,8 +80,10 @@ def _is_s2sd_embeddings(value: Any) -> bool:
     return isinstance(value, S2SDEmbeddings)
 
 
-def _joins_samples(tensors: Sequence, dim: int = 0) -> bool:
-    return dim == 0 and all(map(_is_s2sd_embeddings, tensors))
+def _joined_samples(tensors: Sequence, dim: int = 0, *, axis: int | None = None, out: Any = None) -> Sequence | None:
+    """The batches that torch.cat, given these arguments, joins along dimension 0, or None."""
+    dim = dim if axis is None else axis
+    return tensors if dim == 0 and out is None and all(map(_is_s2sd_embeddings, tensors)) else None
 
 
 def _on_base(name: str) -> Callable:

@@ -122,13 +122,21 @@ def test_rows_are_taken_in_every_space(rows):
 
 def test_batches_are_joined_in_every_space_and_with_tensors_in_the_base_space():
     batch, other = make_batch(), make_batch(5)
-    for joined in (torch.cat([batch, other]), torch.concat((batch, other), dim=0)):
+    for joined in (
+        torch.cat([batch, other]),
+        torch.concat((batch, other), dim=0),
+        torch.cat(tensors=[batch, other]),
+        torch.cat([batch, other], axis=0),
+    ):
         assert isinstance(joined, S2SDEmbeddings)
         tensors = zip(pytree.tree_leaves(joined), pytree.tree_leaves(batch), pytree.tree_leaves(other), strict=True)
         assert all(torch.equal(tensor, torch.cat([first, second])) for tensor, first, second in tensors)
     mixed = torch.cat([batch, other.embeddings])
     assert isinstance(mixed, torch.Tensor)
     assert torch.equal(mixed, torch.cat([batch.embeddings, other.embeddings]))
+    beside = torch.cat([batch, batch], axis=1)
+    assert torch.equal(beside, torch.cat([batch.embeddings] * 2, dim=1))
+    assert torch.equal(torch.cat([batch, other], out=torch.empty(0)), torch.cat([batch.embeddings, other.embeddings]))
 
 
 def test_conversions_act_on_every_space():
