@@ -27,16 +27,16 @@ class Advantage(nn.Module):
     trained from scratch: to follow it would keep the features as they are.
 
     s is the mean reciprocal rank of a sample's nearest neighbour of its own class, in the batch, as a
-    running mean over the steps that had any. Ties count against a space, so that a collapsed one has no
-    advantage. Labels decide whether a teacher is followed, never what it teaches: its
-    distribution stays that of its similarities.
+    running mean over the steps that had any. Ties count against a space, and so does what is not a number:
+    a space that has collapsed or overflowed has no advantage. Labels decide whether a teacher is followed,
+    never what it teaches: its distribution stays that of its similarities.
 
     Args:
         teachers: their number, m.
 
     Attributes:
-        scores: (1 + m,), the running means, the base space's first, 0 before the first; part of the
-            state_dict.
+        scores: (1 + m,), float32 on the similarities' device, the running means, the base space's first, 0 before
+            the first; part of the state_dict.
 
     Example:
         >>> import torch
@@ -70,6 +70,8 @@ class Advantage(nn.Module):
             first_self: the column in which row 0 meets itself, which is not a neighbour; None without one.
         """
         device = similarities[0].device
+        if self.scores.device != device or self.scores.dtype != torch.float32:  # steps of 2 % vanish in bfloat16
+            self.scores = self.scores.to(device, torch.float32)
         labels, ref_labels = labels[: len(similarities[0])].to(device), ref_labels.to(device)
         sums = torch.stack([reciprocal_ranks(D, labels, ref_labels, first_self) for D in similarities])  # (1 + m, 2)
         if several_processes():
@@ -96,5 +98,5 @@ def reciprocal_ranks(
         others = others.scatter(1, itself, -torch.inf)
     nearest = others.masked_fill(~same, -torch.inf).amax(dim=1, keepdim=True)
     counted = same.any(dim=1)
-    ranks = 1 + ((others >= nearest) & (labels[:, None] != ref_labels)).sum(dim=1)
+    ranks = 1 + (~(others < nearest) & (labels[:, None] != ref_labels)).sum(dim=1)
     return torch.stack([(counted / ranks).sum(), counted.sum()])

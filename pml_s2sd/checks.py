@@ -112,6 +112,23 @@ def check_labels(name: str, labels: Any, of: str, batch: S2SDEmbeddings | torch.
         raise TypeError(f"{name} must be of an integer dtype, got {labels.dtype}; number the classes, or use .long()")
 
 
+def check_judged(
+    embeddings: S2SDEmbeddings | torch.Tensor,
+    labels: torch.Tensor | None,
+    ref_emb: S2SDEmbeddings | torch.Tensor | None,
+    ref_labels: torch.Tensor | None,
+) -> None:
+    """With an automatic weight teachers are followed where they retrieve better, which labels tell."""
+    two_views = ref_emb is not None and ref_emb is not embeddings and len(ref_emb) == len(embeddings)
+    if labels is None and not two_views:
+        raise ValueError(
+            "an automatic weight needs labels, or as many references as samples, to see which spaces retrieve better; "
+            "give labels, or set distill_weight and feature_weight to numbers"
+        )
+    if labels is not None and ref_emb is not None and ref_emb is not embeddings and ref_labels is None:
+        raise ValueError("an automatic weight needs ref_labels where ref_emb and labels are given; give them")
+
+
 def check_scalar(objective: torch.nn.Module, value: Any) -> None:
     """What an objective returned."""
     if not isinstance(value, torch.Tensor) or value.dim() != 0:

@@ -24,6 +24,13 @@ def several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def of_one_process(module: Any) -> Any:
+    """The loss, or the miner, without PML's wrapper for several processes."""
+    if isinstance(module, DistributedLossWrapper):
+        return module.loss
+    return module.miner if isinstance(module, DistributedMinerWrapper) else module
+
+
 class Gathering:
     """Gathers the rows that each process contributes to a step.
 
@@ -160,8 +167,7 @@ class Everyone:
         whole batch. With ``efficient=True``, where a process compares its own samples with all, that
         holds for an L that is a mean over samples.
         """
-        inner = loss.loss
-        miner = miner.miner if isinstance(miner, DistributedMinerWrapper) else miner
+        inner, miner = of_one_process(loss), of_one_process(miner)
         x, ref = _space(self.batch, space), _space(self.ref, space)
         if not loss.efficient:
             x = self._ordered(self.gathering.same_everywhere(own.x, x), self.gathering)
@@ -195,16 +201,16 @@ class Everyone:
         Args:
             batch, ref: this process's, as given; through their base embeddings the gradient comes back.
         """
-        if self.ref_gathering is None:
+        if self.ref_gathering is None or ref.embeddings is None:
             z = self.gathering.parts_everywhere(batch.embeddings, self.batch.embeddings)
             return S2SDEmbeddings(z, self.batch.aux, self.batch.features), ref, self.gathering.own
         z = self.ref_gathering.parts_everywhere(ref.embeddings, self.ref.embeddings)
         return batch, S2SDEmbeddings(z, self.ref.aux, self.ref.features), None
 
     @torch.compiler.disable
-    def compared_labels(self, labels: torch.Tensor) -> torch.Tensor:
+    def compared_labels(self, labels: torch.Tensor, of_references: bool) -> torch.Tensor:
         """The labels of all samples, or of all references, in the order of `compared`."""
-        gathering = self.gathering if self.ref_gathering is None else self.ref_gathering
+        gathering = self.ref_gathering if of_references and self.ref_gathering is not None else self.gathering
         return gathering.rows_of_all(labels.to(self.own[0].embeddings.device))
 
 

@@ -21,12 +21,13 @@ from .checks import (
     check_embedder,
     check_instance,
     check_int,
+    check_judged,
     check_labels,
     check_number,
     check_weight,
 )
 from .distillation import Space, Teacher, Teaching, mean_divergences
-from .distributed import Everyone, several_processes
+from .distributed import Everyone, of_one_process, several_processes
 from .embedder import S2SDEmbedder
 from .embeddings import S2SDEmbeddings, base_embeddings
 from .objectives import ObjectiveOrFactory, aux_objectives, base_objective
@@ -54,8 +55,9 @@ class S2SDLoss(nn.Module):
     the rows of x with each other, the diagonal included. With m = 0 the bracket is L(z) alone and
     the second term is absent.
 
-    Always the outermost loss; PML's wrappers go inside. In eval mode it is L(z) alone, and takes a
-    plain tensor: a validation loss.
+    Always the outermost loss; PML's wrappers go inside. In eval mode it is L(z) alone, of this process's
+    samples, and takes a plain tensor: a validation loss. A CrossBatchMemory takes in what it is given, in
+    eval mode too, as in PML.
 
     On several processes (torch.distributed) the distillation, and an objective in PML's
     `DistributedLossWrapper`, are computed on the samples of all, which every process's call
@@ -89,15 +91,17 @@ class S2SDLoss(nn.Module):
     than the base space, and not, or less than in full, while teachers lead by little: w is `Advantage`'s. The
     embedder for it is `S2SDEmbedder(…, aux_head="linear", aux_gradient=False)`, which `s2sd` makes: linear heads
     gave larger gains where both were measured (docs/study.md), and without their gradient the trunk learns as it
-    would from L(z) alone, when no teacher is followed. References get no gradient from a balanced term.
+    would from L(z) alone, when no teacher is followed. References get no gradient from a balanced term. Who
+    retrieves better is judged by labels, those of references too; without any, as in SelfSupervisedLoss, sample i
+    and reference i are the two of one class.
 
     Inputs (``loss_func(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``):
         embeddings: `S2SDEmbeddings` of a batch of B ≥ 1 samples; in eval mode also a tensor (B, d).
         labels: (B,), of any integer dtype; may be left out where the objective does without.
         indices_tuple: tuples of a PML miner, used in every space. Not together with `miner`.
         ref_emb: `S2SDEmbeddings` of R references; each space compares with its own, and D becomes
-            query × reference, (B, R), every entry included, as the diagonal is without references:
-            with the batch itself as its reference the distillation terms are what they are without.
+            query × reference, (B, R), every entry included. With the batch itself, the same object, the
+            distillation terms are what they are without references.
             Which pairs the objective forms is PML's: given ref_labels, a sample and its own copy among
             the references are a positive pair.
         ref_labels: (R,).
@@ -110,8 +114,8 @@ class S2SDLoss(nn.Module):
         terms: of the last training call, of this process, detached scalars: ``base`` L(z), ``aux`` (1/m) Σ L(a_i),
             ``distill`` (1/m) Σ KL(D^z, D^{a_i}), ``feature`` KL(D^z, D^φ); unweighted, 0 where a
             term is absent, switched off or not started. ``.item()`` them when you log, not before. Where
-            a weight is automatic also ``distill_weight`` or ``feature_weight``: the weight that was in
-            force in the backward pass, 0 before it.
+            a weight is automatic they are Σ w_i KL, 0 while no teacher is followed, and ``distill_weight`` or
+            ``feature_weight`` is there too: the weight that was in force in the backward pass, 0 before it.
         calls: the number of training calls so far, part of the state_dict, as are the positions of
             PML's memory queues.
         base_loss, aux_losses: the objective of each space, the latter by the names ``a1`` … ``am``.
@@ -163,7 +167,7 @@ class S2SDLoss(nn.Module):
         include_diagonal = (not automatic) if include_diagonal is None else include_diagonal
         if not isinstance(include_diagonal, bool):
             raise TypeError(f"include_diagonal must be a bool, got {include_diagonal!r}")
-        if distill_weight == "auto" and embedder.aux_sizes and embedder.aux_head == "mlp":
+        if distill_weight == "auto" and embedder.aux_sizes and getattr(embedder, "aux_head", None) == "mlp":
             warnings.warn(POOR_TEACHERS, stacklevel=2)
         check_int("feature_delay", feature_delay, at_least=0)
         check_instance("miner", miner, nn.Module, "a pytorch_metric_learning miner")
@@ -172,7 +176,8 @@ class S2SDLoss(nn.Module):
         self.embedding_size = embedder.embedding_size
         self.aux_sizes = tuple(embedder.aux_sizes)
         self.base_loss = base_objective(loss, self.embedding_size)
-        self.aux_losses = _by_space(aux_objectives(loss if aux_loss is None else aux_loss, self.aux_sizes))
+        of_aux = loss if aux_loss is None else aux_loss
+        self.aux_losses = _by_space(aux_objectives(of_aux, self.aux_sizes, self.embedding_size))
         self.miner = miner
         self.aux_miners = _by_space([copy.deepcopy(miner) for _ in self.aux_sizes])
         self._shared = [share(*parts) for parts in zip(self.aux_losses.values(), self.aux_miners.values(), strict=True)]
@@ -202,6 +207,8 @@ class S2SDLoss(nn.Module):
         self._check_input(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         # PML takes a batch that is its own reference from labels and ref_labels being one tensor.
         own_references = ref_labels is labels
+        if ref_emb is embeddings and own_references and labels is not None:  # what PML does without references
+            ref_emb, ref_labels, own_references = None, None, False
         labels = None if labels is None else labels.long()
         ref_labels = labels if own_references else (None if ref_labels is None else ref_labels.long())
         arguments = {"indices_tuple": indices_tuple, "ref_labels": ref_labels, **objective_args}
@@ -209,7 +216,7 @@ class S2SDLoss(nn.Module):
 
         if not self.training:
             only = SpaceBatch(base_embeddings(embeddings), labels, base_embeddings(ref_emb), arguments)
-            return objective_value(self.base_loss, self.miner, only)
+            return objective_value(of_one_process(self.base_loss), of_one_process(self.miner), only)
 
         batch = cast(S2SDEmbeddings, embeddings)
         ref = cast(S2SDEmbeddings, ref_emb) if ref_emb is not None else self._no_references
@@ -221,8 +228,9 @@ class S2SDLoss(nn.Module):
                     shared.expect(a)
             objective_batch = S2SDEmbeddings(for_objective, batch.aux, batch.features)
             base, aux = self._objective_terms(objective_batch, labels, ref, arguments, everyone)
+            compared_with = self._no_references if ref_emb is embeddings else ref
             distill, feature = self._distillation_terms(
-                batch, (for_distill, for_feature), ref, everyone, labels, ref_labels
+                batch, (for_distill, for_feature), compared_with, everyone, labels, ref_labels
             )
         finally:
             for shared in filter(None, self._shared):
@@ -288,14 +296,17 @@ class S2SDLoss(nn.Module):
         if not (from_aux or from_features):
             return None, None
         D = Similarity(self.distance)
-        wanted = [z for z, is_wanted in zip(students, (from_aux, from_features), strict=True) if is_wanted]
+        terms = zip(students, (self.distill_weight, self.feature_weight), (from_aux, from_features), strict=True)
+        wanted = [(z, weight == "auto") for z, weight, is_wanted in terms if is_wanted]
         if self.balance is None:  # one student for both terms, as their gradients are not balanced apart
             wanted = wanted[:1]
         spaces = []
-        for z in wanted:
-            compared, ref_compared, own = self._compared(batch, z, ref, everyone)
+        for z, balanced in wanted:
+            compared, ref_compared, own = _compared(batch, z, ref, everyone, balanced)
             spaces.append(_space(D, compared.embeddings, ref_compared.embeddings, own))
         first_self = None if ref.embeddings is not None else (0 if own is None else own.start)
+        if labels is None:
+            labels = ref_labels = _two_views(batch, everyone)
         weigh = partial(self._weigh, labels, ref_labels, everyone, first_self)
         with torch.no_grad():
             groups = []
@@ -324,7 +335,7 @@ class S2SDLoss(nn.Module):
 
     def _weigh(
         self,
-        labels: torch.Tensor | None,
+        labels: torch.Tensor,
         ref_labels: torch.Tensor | None,
         everyone: Everyone | None,
         first_self: int | None,
@@ -333,10 +344,11 @@ class S2SDLoss(nn.Module):
     ) -> Callable[[Sequence[torch.Tensor]], torch.Tensor] | None:
         """How teachers are weighed: by their advantage, which is also the strength of the balanced term, or all alike
         (None)."""
-        columns = labels if first_self is not None else ref_labels
-        if advantage is None or self.balance is None or labels is None or columns is None:
+        if advantage is None or self.balance is None:
             return None
-        columns = columns if everyone is None else everyone.compared_labels(columns)
+        columns = labels if first_self is not None else cast(torch.Tensor, ref_labels)
+        if everyone is not None:
+            columns = everyone.compared_labels(columns, of_references=first_self is None)
         strength = self.balance.strengths[term]
 
         def weigh(similarities: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -345,15 +357,6 @@ class S2SDLoss(nn.Module):
             return weights
 
         return weigh
-
-    def _compared(
-        self, batch: S2SDEmbeddings, z: torch.Tensor, ref: S2SDEmbeddings, everyone: Everyone | None
-    ) -> tuple[S2SDEmbeddings, S2SDEmbeddings, slice | None]:
-        """What distillation compares: samples, references (or none), and which of the samples are this process's."""
-        if self.balance is not None and ref.embeddings is not None:
-            ref = S2SDEmbeddings(ref.embeddings.detach(), ref.aux, ref.features)
-        batch = S2SDEmbeddings(z, batch.aux, batch.features)
-        return (batch, ref, None) if everyone is None else everyone.compared(batch, ref)
 
     @property
     def _losses(self) -> list[nn.Module]:
@@ -400,6 +403,8 @@ class S2SDLoss(nn.Module):
             check_labels("ref_labels", ref_labels, "ref_emb", ref_emb)
         elif ref_labels is not None:
             raise ValueError("ref_labels was given without ref_emb")
+        if self.training and self.balance is not None:
+            check_judged(embeddings, labels, ref_emb, ref_labels)
 
     def get_extra_state(self) -> torch.Tensor:
         """Where the memories of PML's CrossBatchMemory stand, which PML's own state_dict leaves out."""
@@ -408,7 +413,15 @@ class S2SDLoss(nn.Module):
         )
 
     def set_extra_state(self, state: torch.Tensor) -> None:
-        for memory, (queue_idx, has_been_filled) in zip(self._memories, state.tolist(), strict=True):
+        memories = self._memories
+        if not memories or not len(state):  # torch itself names the keys that are missing or too many
+            return
+        if len(memories) != len(state):
+            raise ValueError(
+                f"the state has {len(state)} CrossBatchMemory queues, this S2SDLoss has {len(memories)}; make it with "
+                "the objective and the embedder that the state was saved with"
+            )
+        for memory, (queue_idx, has_been_filled) in zip(memories, state.tolist(), strict=True):
             memory.queue_idx, memory.has_been_filled = queue_idx, bool(has_been_filled)
 
     @property
@@ -426,6 +439,22 @@ class S2SDLoss(nn.Module):
 def _fixed(weight: float | str) -> float:
     """The factor of a term in the sum; a balanced term's gradient is scaled on its way back instead."""
     return 1.0 if isinstance(weight, str) else weight
+
+
+def _two_views(batch: S2SDEmbeddings, everyone: Everyone | None) -> torch.Tensor:
+    """Labels where there are none: sample i and reference i are of one class, in the batch of all processes."""
+    first = 0 if everyone is None else everyone.gathering.own.start
+    return first + torch.arange(len(batch.embeddings), device=batch.embeddings.device)
+
+
+def _compared(
+    batch: S2SDEmbeddings, z: torch.Tensor, ref: S2SDEmbeddings, everyone: Everyone | None, balanced: bool
+) -> tuple[S2SDEmbeddings, S2SDEmbeddings, slice | None]:
+    """What distillation compares: samples, references (or none), and which of the samples are this process's."""
+    if balanced and ref.embeddings is not None:
+        ref = S2SDEmbeddings(ref.embeddings.detach(), ref.aux, ref.features)
+    batch = S2SDEmbeddings(z, batch.aux, batch.features)
+    return (batch, ref, None) if everyone is None else everyone.compared(batch, ref)
 
 
 def _by_space(modules: Sequence[nn.Module | None]) -> nn.ModuleDict:

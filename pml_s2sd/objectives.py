@@ -73,7 +73,7 @@ def rebuild(loss: nn.Module, embedding_size: int) -> nn.Module:
 
     Returns:
         A new objective that shares no parameter, buffer or sub-module with `loss`; the new
-        tensors have the device and dtype of those that they replace.
+        tensors have the device and dtype of those that they replace, a memory's queue those that PML makes.
 
     Example:
         >>> from pytorch_metric_learning import losses
@@ -113,8 +113,10 @@ def base_objective(loss: ObjectiveOrFactory, embedding_size: int) -> nn.Module:
     return loss
 
 
-def aux_objectives(loss: ObjectiveOrFactory, embedding_sizes: Collection[int]) -> list[nn.Module]:
+def aux_objectives(loss: ObjectiveOrFactory, embedding_sizes: Collection[int], base_size: int) -> list[nn.Module]:
     """One objective per auxiliary space, each rebuilt, or made, for its embedding size.
+
+    An instance of a class that we do not know must not be tied to any of these sizes, nor to the base space's.
 
     Raises:
         TypeError, ValueError: as `base_objective`.
@@ -122,7 +124,7 @@ def aux_objectives(loss: ObjectiveOrFactory, embedding_sizes: Collection[int]) -
     if not isinstance(loss, nn.Module):
         return [_made(loss, size) for size in embedding_sizes]
     _check_usable(loss)
-    _check_rebuildable(loss, set(embedding_sizes))
+    _check_rebuildable(loss, {base_size, *embedding_sizes})
     return [rebuild(loss, size) for size in embedding_sizes]
 
 

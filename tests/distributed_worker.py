@@ -36,6 +36,9 @@ class Case(NamedTuple):
     outside: bool = False
     """The miner is called by the user, on one process as it is, on several as PML's DistributedMinerWrapper."""
     ref: bool = False
+    own_ref: bool = False
+    """The batch is its own reference."""
+    labels: bool = True
     enqueue_mask: bool = False
     ddp_loss: bool = False
     sorted_labels: bool = False
@@ -53,6 +56,13 @@ class LowLabelsMiner(miners.BaseMiner):
 
     def output_assertion(self, output):
         assert len(output) == 4
+
+
+class Alignment(torch.nn.Module):
+    """Of a sample and its other view; a mean over samples, so that processes need not be gathered for it."""
+
+    def forward(self, embeddings, ref_emb):
+        return (embeddings - ref_emb).square().mean()
 
 
 def multi_similarity() -> torch.nn.Module:
@@ -76,6 +86,7 @@ CASES = {
     "efficient, references": Case(multi_similarity, efficient=True, ref=True),
     "efficient, no pairs on some": Case(multi_similarity, efficient=True, miner=LowLabelsMiner, sorted_labels=True),
     "references": Case(losses.ContrastiveLoss, ref=True, uneven=True),
+    "the batch as its reference": Case(losses.ContrastiveLoss, own_ref=True, uneven=True),
     "compiled loss": Case(multi_similarity, compiled=True, uneven=True),
     "memory": Case(memory),
     "memory, uneven": Case(memory, uneven=True),
@@ -86,6 +97,8 @@ CASES = {
     "automatic weight": Case(losses.ContrastiveLoss, automatic=True, variant="MSD", uneven=True),
     "automatic weights": Case(multi_similarity, automatic=True, uneven=True),
     "automatic weight, references": Case(losses.ContrastiveLoss, automatic=True, variant="MSD", ref=True),
+    "automatic weight, the batch as its reference": Case(multi_similarity, automatic=True, own_ref=True, uneven=True),
+    "automatic weight, two views": Case(Alignment, wrapped=False, automatic=True, ref=True, labels=False),
     "class weights": Case(lambda: losses.ArcFaceLoss(6, 4), uneven=True, variant="MSD"),
 }
 
@@ -157,9 +170,13 @@ def train(run: Run, case: Case, rows: slice) -> tuple[torch.Tensor, dict[str, to
         if case.enqueue_mask:
             arguments["enqueue_mask"] = part["mask"]
         embeddings = both[:samples]
+        if case.own_ref:
+            arguments = {"ref_emb": embeddings, "ref_labels": part["labels"]}
+        if not case.labels:
+            del arguments["ref_labels"]
         if run.miner is not None:
             arguments["indices_tuple"] = run.miner(embeddings, part["labels"])
-        loss = call(embeddings, part["labels"], **arguments)
+        loss = call(embeddings, *([part["labels"]] if case.labels else []), **arguments)
         loss.backward()
     loss_func = run.loss_func.module if case.ddp_loss and dist.is_initialized() else run.loss_func
     return loss.detach(), loss_func.terms
@@ -211,6 +228,11 @@ def main(mode: str, rank: int, world_size: int, store: str, result: str) -> None
         for buffer, value in run.loss_func.named_buffers():
             if "memory" in buffer:
                 found[name][buffer] = largest_difference(value, expected_state[without_wrappers(buffer)])
+        if name == "uneven MSDFA, mined" and rank == 0:  # in eval mode a process needs no other one
+            one = build(case, wrap=False)
+            x, labels = one.embedder.eval()(batch(case, 0)["features"]), batch(case, 0)["labels"]
+            value, reference = (of.loss_func.eval()(x, labels) for of in (run, one))
+            found[name]["validation loss"] = largest_difference(value, reference)
     if rank == 0:
         with open(result, "w") as file:
             json.dump(found, file)

@@ -221,6 +221,32 @@ def test_a_collapsed_space_has_no_advantage():
     assert Advantage(1)([unsure, torch.ones(12, 12)], LABELS, LABELS, 0).tolist() == [0.0]
 
 
+def test_a_space_that_is_not_a_number_has_no_advantage_in_that_step_and_after():
+    unsure = torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
+    advantage = Advantage(1)
+    assert advantage([unsure, torch.full((12, 12), torch.nan)], LABELS, LABELS, 0).tolist() == [0.0]
+    assert advantage([unsure, torch.zeros(12, 12)], LABELS, LABELS, 0).tolist() == [0.0]
+
+
+def test_scores_are_where_the_similarities_are():
+    """Also when nobody moved the loss: PML's own losses need no moving."""
+    D, labels = torch.empty(4, 4, device="meta"), torch.arange(4) // 2
+    advantage = Advantage(1)
+    assert advantage([D, D], labels, labels, first_self=0).device.type == "meta"
+    assert advantage.scores.device.type == "meta"
+
+
+def test_scores_run_on_in_float32_in_a_loss_of_half_precision():
+    right = (LABELS[:, None] == LABELS).float()
+    advantages = Advantage(1), Advantage(1).to(torch.bfloat16)
+    for advantage in advantages:
+        advantage([-right, right], LABELS, LABELS, 0)
+        for _ in range(300):  # towards the opposite, in steps that bfloat16 would round off
+            advantage([right, -right], LABELS, LABELS, 0)
+    assert torch.equal(*(advantage.scores for advantage in advantages))
+    assert advantages[0].scores[0] > 0.99
+
+
 def test_a_batch_without_a_pair_does_not_count():
     advantage = Advantage(1)
     right = (LABELS[:, None] == LABELS).float()
@@ -292,6 +318,61 @@ def test_references_get_the_objectives_gradient_alone():
     alone = z_ref.detach().requires_grad_()
     losses.MultiSimilarityLoss()(batch.embeddings.detach(), LABELS, ref_emb=alone, ref_labels=LABELS.clone()).backward()
     torch.testing.assert_close(z_ref.grad, alone.grad)
+
+
+def test_a_fixed_weight_beside_an_automatic_one_reaches_references():
+    gradients = []
+    for weight in (0.0, "auto"):
+        embedder, loss_func, x = make("MSDF", feature_delay=0, feature_weight=3.0)
+        loss_func.distill_weight = 0.0 if weight == 0.0 else "auto"
+        follow_all(loss_func)
+        batch, ref = embedder(x), embedder(x.flip(1))
+        z_ref = ref.embeddings.detach().requires_grad_()
+        ref = S2SDEmbeddings(z_ref, ref.aux, ref.features)
+        loss_func(batch, LABELS, ref_emb=ref, ref_labels=LABELS.clone()).backward()
+        gradients.append(z_ref.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_batch_as_its_own_reference_teaches_as_it_does_without():
+    embedder, loss_func, x = make("MSDF", feature_delay=0, feature_weight="auto")
+    batch = embedder(x)
+    loss_func(batch, LABELS)
+    without = loss_func.terms, loss_func.advantage.scores.clone()
+    loss_func.advantage.scores.zero_()
+    loss_func(batch, LABELS, ref_emb=batch, ref_labels=LABELS)
+    for term in ("distill", "feature"):
+        torch.testing.assert_close(loss_func.terms[term], without[0][term], rtol=0, atol=0)
+    assert torch.equal(loss_func.advantage.scores, without[1])
+
+
+def test_without_labels_a_sample_and_its_other_view_are_of_one_class():
+    torch.manual_seed(0)
+    loss = losses.SelfSupervisedLoss(losses.NTXentLoss())
+    embedder, loss_func = s2sd(loss, 16, 4, "MSD", aux_sizes=(6, 10), distill_weight="auto")
+    batch, ref = embedder(torch.randn(12, 16)), embedder(torch.randn(12, 16))
+    loss_func(batch, ref_emb=ref)
+    unit = [torch.nn.functional.normalize(x) for x in (batch.embeddings, *batch.aux)]
+    of_ref = [torch.nn.functional.normalize(x) for x in (ref.embeddings, *ref.aux)]
+    views = torch.arange(12)
+    for score, x, y in zip(loss_func.advantage.scores, unit, of_ref, strict=True):
+        total, rows = plain_reciprocal_ranks(x @ y.T, views, views, lambda b: None)
+        torch.testing.assert_close(score.item(), total / rows, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("weights", [{}, {"distill_weight": 0.0, "feature_weight": "auto"}])
+def test_who_retrieves_better_has_to_be_told_from_labels(weights):
+    torch.manual_seed(0)
+    embedder, loss_func = s2sd(
+        BatchContrastive(), 16, 4, "MSDF", aux_sizes=(6,), **{"distill_weight": "auto", **weights}
+    )
+    batch = embedder(torch.randn(12, 16))
+    for given in ({}, {"ref_emb": batch[:8]}, {"ref_emb": batch}):
+        with pytest.raises(ValueError, match="an automatic weight needs labels, or as many references as samples"):
+            loss_func(batch, **given)
+    with pytest.raises(ValueError, match="an automatic weight needs ref_labels"):
+        loss_func(batch, LABELS, ref_emb=batch[:8])
+    assert loss_func.calls == 0
 
 
 def test_a_resumed_run_knows_its_scores():

@@ -123,6 +123,23 @@ def test_a_state_dict_from_a_file_goes_on_where_it_stopped(objective, tmp_path):
         assert resumed[1].terms["feature"] == modules[1].terms["feature"] > 0
 
 
+def test_a_state_of_another_objective_is_named():
+    def two_memories():
+        return losses.MultipleLosses([memory(), memory()])
+
+    states = {
+        objective: made(objective)[1].state_dict() for objective in (losses.ContrastiveLoss, memory, two_memories)
+    }
+    with pytest.raises(ValueError, match="the state has 6 CrossBatchMemory queues, this S2SDLoss has 3"):
+        made(memory)[1].load_state_dict(states[two_memories])
+    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\).*base_loss.embedding_memory"):
+        made()[1].load_state_dict(states[memory])
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\).*base_loss.embedding_memory"):
+        made(memory)[1].load_state_dict(states[losses.ContrastiveLoss])
+    _, loss_func = made(memory)
+    assert "base_loss.embedding_memory" in loss_func.load_state_dict(states[losses.ContrastiveLoss], False).missing_keys
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_moving_to_another_dtype_after_construction_and_after_steps(objective):
     modules = made(OBJECTIVES[objective])

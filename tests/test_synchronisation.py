@@ -44,12 +44,12 @@ class HostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def steps(variant, references=False):
+def steps(variant, references=False, **options):
     torch.manual_seed(0)
     shape = (12, 16, 3, 3) if variant == "MSDFA" else (12, 16)
     delay = {"feature_delay": 1} if "F" in variant else {}
     sizes = (6,) if variant == "DSD" else (6, 10)
-    embedder, loss_func = s2sd(BatchContrastive(), 16, 4, variant, aux_sizes=sizes, **delay)
+    embedder, loss_func = s2sd(BatchContrastive(), 16, 4, variant, aux_sizes=sizes, **delay, **options)
     features = torch.randn(shape, requires_grad=True)
 
     def step():
@@ -77,6 +77,16 @@ def test_a_step_reads_nothing_on_the_host_also_when_feature_distillation_starts(
     assert loss_func.calls == 3
     assert [bool(of_call["feature"] > 0) for of_call in terms] == [False, "F" in variant, "F" in variant]
     assert all(isinstance(term, torch.Tensor) and not term.requires_grad for term in terms[-1].values())
+
+
+@pytest.mark.parametrize("references", [False, True])
+def test_a_step_with_automatic_weights_reads_nothing_on_the_host(references):
+    step, loss_func = steps("MSDF", references, distill_weight="auto", feature_weight="auto")
+    with HostReads() as reads:
+        for _ in range(3):
+            step()
+    assert reads.seen == []
+    assert (loss_func.advantage.scores > 0).all()
 
 
 @pytest.mark.parametrize(
