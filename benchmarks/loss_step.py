@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from measure import medians, milliseconds, save, settings
+from measure import medians, milliseconds, profile, save, settings
 from pytorch_metric_learning import losses, miners
 from torch import nn
 
@@ -90,11 +90,7 @@ class Workload:
 
     def profile(self) -> str:
         """The operations that all losses spend their time in, ten steps."""
-        self.all_losses(self.loss_func)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-            for _ in range(10):
-                self.all_losses(self.loss_func)
-        return profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=40)
+        return profile(lambda: self.all_losses(self.loss_func))
 
 
 def heads_rate(repeats: int) -> dict:

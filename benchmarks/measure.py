@@ -48,6 +48,15 @@ def medians(things: dict[str, Callable[[], Any]], repeats: int, warm_up: int = 3
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
+def profile(call: Callable[[], Any], steps: int = 10) -> str:
+    """The operations that a call spends its time in."""
+    call()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(steps):
+            call()
+    return profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=40)
+
+
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

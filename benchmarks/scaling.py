@@ -7,6 +7,8 @@ F = 2048, d = 128, MSDF, forward and backward, as loss_step.py has them:
 B: ProxyAnchorLoss(100 classes), as MultiSimilarityLoss itself needs many B × B matrices; memory is the peak of a
 process of its own, parameters and gradients included. Spaces and processes: MultiSimilarityLoss and its miner, B = 112
 in each process, over gloo, in PML's DistributedLossWrapper, on one thread each.
+
+`--profile WORLD_SIZE` prints the operations that one of so many processes spends its time in, and measures no more.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from measure import medians, milliseconds, peak_mebibytes, reset_peak, save, settings
+from measure import medians, milliseconds, peak_mebibytes, profile, reset_peak, save, settings
 from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import nn
@@ -120,25 +122,28 @@ def against_spaces(aux_sizes: dict[int, tuple[int, ...]], repeats: int) -> dict:
 
 
 def against_processes(chosen: argparse.Namespace) -> dict:
-    figures = {}
-    for world_size in chosen.processes:
-        with tempfile.TemporaryDirectory() as folder:
-            store = str(Path(folder) / "store")
-            arguments = ["--world", world_size, "--store", store, "--repeats", chosen.repeats, "--threads", 1, "--rank"]
-            processes = [start(*arguments, rank) for rank in range(world_size)]
-            outputs = [process.communicate()[0] for process in processes]
-        if any(process.returncode for process in processes):
-            raise RuntimeError(f"a process of {world_size} failed: {outputs}")
-        figures[str(world_size)] = figures_of(json.loads(outputs[0]))
-    return figures
+    return {str(n): figures_of(json.loads(of_several(n, "--repeats", chosen.repeats))) for n in chosen.processes}
 
 
-def in_one_of_several(rank: int, world_size: int, store: str, repeats: int) -> dict[str, float]:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
-    times = medians(Step(B, AUX_SIZES, distributed if world_size > 1 else multi_similarity).calls(), repeats)
+def of_several(world_size: int, *arguments: object) -> str:
+    """What the first of so many processes prints."""
+    with tempfile.TemporaryDirectory() as folder:
+        own = ["--world", world_size, "--store", str(Path(folder) / "store"), "--threads", 1, *arguments, "--rank"]
+        processes = [start(*own, rank) for rank in range(world_size)]
+        outputs = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise RuntimeError(f"a process of {world_size} failed: {outputs}")
+    return outputs[0]
+
+
+def in_one_of_several(chosen: argparse.Namespace) -> str:
+    rank, world_size = chosen.rank, chosen.world
+    dist.init_process_group("gloo", init_method=f"file://{chosen.store}", rank=rank, world_size=world_size)
+    step = Step(B, AUX_SIZES, distributed if world_size > 1 else multi_similarity)
+    found = profile(step.with_s2sd) if chosen.profile else json.dumps(medians(step.calls(), chosen.repeats))
     dist.barrier()  # none leaves while another still talks to it
     dist.destroy_process_group()
-    return times
+    return found
 
 
 def start(*arguments: object) -> subprocess.Popen:
@@ -160,6 +165,7 @@ def main() -> None:
         repeats=20,
         rows={"type": int, "nargs": "+", "default": [64, 256, 1024, 4096, 16384]},
         processes={"type": int, "nargs": "+", "default": [1, 2]},
+        profile={"type": int, "metavar": "WORLD_SIZE"},
         peak={"choices": ["plain", "S2SD"], **hidden},
         rank={"type": int, **hidden},
         world={"type": int, **hidden},
@@ -168,7 +174,9 @@ def main() -> None:
     if chosen.peak:
         print(peak_of_a_step(chosen.rows[0], chosen.peak))
     elif chosen.rank is not None:
-        print(json.dumps(in_one_of_several(chosen.rank, chosen.world, chosen.store, chosen.repeats)))
+        print(in_one_of_several(chosen))
+    elif chosen.profile:
+        print(of_several(chosen.profile, "--profile", chosen.profile))
     else:
         figures = {
             "size of one space": against_spaces({size: (size,) for size in SPACE_SIZES}, chosen.repeats),

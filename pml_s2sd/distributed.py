@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -156,7 +156,12 @@ class Everyone:
 
     @torch.compiler.disable
     def objective(
-        self, loss: DistributedLossWrapper, miner: nn.Module | None, own: SpaceBatch, space: int
+        self,
+        loss: DistributedLossWrapper,
+        miner: nn.Module | None,
+        own: SpaceBatch,
+        space: int,
+        announce: Callable[[torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
         """L of one space (0 the base, i the i-th auxiliary one) on the samples of all processes.
 
@@ -166,11 +171,16 @@ class Everyone:
         reference. Here DistributedDataParallel's average of the gradients is the gradient of L on the
         whole batch. With ``efficient=True``, where a process compares its own samples with all, that
         holds for an L that is a mean over samples.
+
+        Args:
+            announce: called with what L is computed on, where that is not own.x.
         """
         inner, miner = of_one_process(loss), of_one_process(miner)
         x, ref = _space(self.batch, space), _space(self.ref, space)
         if not loss.efficient:
             x = self._ordered(self.gathering.same_everywhere(own.x, x), self.gathering)
+            if announce is not None:
+                announce(x)
             if own.ref is not None and self.ref_gathering is not None:
                 ref = self._ordered(self.ref_gathering.same_everywhere(own.ref, ref), self.ref_gathering)
             of_all = _given(ref_labels=self.ref_labels, enqueue_mask=self.enqueue_mask)

@@ -273,10 +273,12 @@ class S2SDLoss(nn.Module):
         """L(z) and (1/m) Σ_i L(a_i), the latter None where m = 0."""
         values = []
         embeddings = zip((batch.embeddings, *batch.aux), (ref.embeddings, *ref.aux), strict=True)
-        for space, ((x, ref_x), loss, miner) in enumerate(zip(embeddings, self._losses, self._miners, strict=True)):
+        spaces = zip(embeddings, self._losses, self._miners, (None, *self._shared), strict=True)
+        for space, ((x, ref_x), loss, miner, shared) in enumerate(spaces):
             own = SpaceBatch(x, labels, ref_x, arguments)
             if everyone is not None and isinstance(loss, DistributedLossWrapper):
-                values.append(everyone.objective(loss, miner, own, space))
+                announce = None if shared is None else shared.expect
+                values.append(everyone.objective(loss, miner, own, space, announce))
             else:
                 values.append(objective_value(loss, miner, own))
         base, *aux = values
@@ -311,7 +313,9 @@ class S2SDLoss(nn.Module):
         with torch.no_grad():
             groups = []
             if from_aux:
-                aux = zip(compared.aux, ref_compared.aux, self._shared, strict=True)
+                in_order = everyone is None or not everyone.own_first
+                known = self._shared if in_order else [None] * len(self._shared)
+                aux = zip(compared.aux, ref_compared.aux, known, strict=True)
                 teachers = [_aux_teacher(D, a, ref_a, own, shared) for a, ref_a, shared in aux]
                 groups.append(Teaching(teachers, weigh(self.advantage, 0)))
             if from_features:
@@ -469,9 +473,9 @@ def _aux_teacher(
     D: Similarity, a: torch.Tensor, ref: torch.Tensor | None, own: slice | None, shared: SharedCosine | None
 ) -> Teacher:
     """An auxiliary space as a teacher; its similarities, where its objective has asked for the same ones."""
-    known = shared.known if shared is not None and ref is None and own is None else None
-    if known is not None and is_plain_cosine(D.distance):
-        return known
+    known = shared.known if shared is not None and ref is None else None
+    if known is not None and len(known) == len(a) and is_plain_cosine(D.distance):
+        return known if own is None else known[own]
     return _space(D, a, ref, own)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
-from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
 from torch import nn
+
+from .distributed import of_one_process
 
 CDIST_DIFFERENCES = 25
 """Up to this many rows torch.cdist takes differences, above it a matrix product."""
@@ -173,7 +174,7 @@ def share(*parts: nn.Module | None) -> SharedCosine | None:
     """Give an objective and its miner one SharedCosine in place of plain cosine and Euclidean distances, if any."""
     shared = SharedCosine()
     replaced = False
-    for part in map(_unwrapped, parts):
+    for part in map(of_one_process, parts):
         distance = getattr(part, "distance", None)
         if is_plain_cosine(distance):
             part.distance = shared
@@ -183,12 +184,6 @@ def share(*parts: nn.Module | None) -> SharedCosine | None:
             continue
         replaced = True
     return shared if replaced else None
-
-
-def _unwrapped(part: nn.Module | None) -> Any:
-    if isinstance(part, DistributedLossWrapper):
-        return part.loss
-    return part.miner if isinstance(part, DistributedMinerWrapper) else part
 
 
 def is_plain_cosine(distance: Any) -> bool:

@@ -20,10 +20,20 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from pml_s2sd import S2SDEmbedder, S2SDLoss, s2sd
+from pml_s2sd.shared_cosine import CosineWithItself
 
 BATCH, FEATURES, STEPS = 12, 7, 3
 UNEVEN = {2: [7, 5], 3: [5, 4, 3]}
 AUX_SIZES = {"DSD": (6,)}
+
+
+COMPUTED: list[torch.Size] = []
+"""The shapes of batches of which CosineWithItself was computed."""
+
+
+def _count() -> None:
+    compute = CosineWithItself.forward
+    CosineWithItself.forward = staticmethod(lambda ctx, x: COMPUTED.append(x.shape) or compute(ctx, x))
 
 
 class Case(NamedTuple):
@@ -199,6 +209,7 @@ def largest_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def main(mode: str, rank: int, world_size: int, store: str, result: str) -> None:
     torch.set_num_threads(1)
+    _count()
     expected = {}
     for name, case in CASES.items():
         run = build(case, wrap=False)
@@ -214,6 +225,7 @@ def main(mode: str, rank: int, world_size: int, store: str, result: str) -> None
         sizes = UNEVEN[world_size] if case.uneven else [BATCH // world_size] * world_size
         start = sum(sizes[:rank])
         wrapped = Run(embedder, loss_func, run.miner)
+        COMPUTED.clear()
         loss, terms = train(wrapped, case, slice(start, start + sizes[rank]))
         expected_loss, expected_terms, expected_gradients, expected_state = expected[name]
 
@@ -228,7 +240,10 @@ def main(mode: str, rank: int, world_size: int, store: str, result: str) -> None
         for buffer, value in run.loss_func.named_buffers():
             if "memory" in buffer:
                 found[name][buffer] = largest_difference(value, expected_state[without_wrappers(buffer)])
-        if name == "uneven MSDFA, mined" and rank == 0:  # in eval mode a process needs no other one
+        if name == "uneven MSDFA, mined" and rank == 0:
+            # of each auxiliary space once a step, for miner, objective and distillation
+            found[name]["similarities computed"] = abs(len(COMPUTED) - 2 * STEPS)
+            # in eval mode a process needs no other one
             one = build(case, wrap=False)
             x, labels = one.embedder.eval()(batch(case, 0)["features"]), batch(case, 0)["labels"]
             value, reference = (of.loss_func.eval()(x, labels) for of in (run, one))
