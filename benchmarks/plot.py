@@ -1,4 +1,4 @@
-"""The two plots of docs/performance.md from benchmarks/results/scaling.json: cost against B, and against the spaces."""
+"""The two plots of docs/performance.md from benchmarks/results: cost against B, and against the auxiliary spaces."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def save(figure: Figure, name: str) -> None:
 
 
 def main() -> None:
-    figures = read("scaling")["figures"]
+    figures = read("scaling_batch")["figures"] | read("scaling_spaces")["figures"]
     batch_size, (time, memory) = plt.subplots(1, 2, figsize=(9, 3.4))
     lines(time, figures["B"], "milliseconds", "batch size B", "loss step, ms")
     lines(memory, figures["B"], "MiB", "batch size B", "peak memory, MiB")

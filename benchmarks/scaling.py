@@ -158,11 +158,22 @@ def itself(*arguments: object) -> str:
     return output
 
 
+PARTS: dict[str, Callable[[argparse.Namespace], dict]] = {
+    "spaces": lambda chosen: {
+        "size of one space": against_spaces({size: (size,) for size in SPACE_SIZES}, chosen.repeats),
+        "number of spaces of 1024": against_spaces({m: (1024,) * m for m in SPACE_NUMBERS}, chosen.repeats),
+    },
+    "processes": lambda chosen: {"processes": against_processes(chosen)},
+    "batch": lambda chosen: {"B": against_batch_size(chosen)},
+}
+
+
 def main() -> None:
     hidden = {"help": argparse.SUPPRESS}
     chosen = settings(
         __doc__,
         repeats=20,
+        parts={"nargs": "+", "choices": list(PARTS), "default": list(PARTS)},
         rows={"type": int, "nargs": "+", "default": [64, 256, 1024, 4096, 16384]},
         processes={"type": int, "nargs": "+", "default": [1, 2]},
         profile={"type": int, "metavar": "WORLD_SIZE"},
@@ -178,13 +189,8 @@ def main() -> None:
     elif chosen.profile:
         print(of_several(chosen.profile, "--profile", chosen.profile))
     else:
-        figures = {
-            "size of one space": against_spaces({size: (size,) for size in SPACE_SIZES}, chosen.repeats),
-            "number of spaces of 1024": against_spaces({m: (1024,) * m for m in SPACE_NUMBERS}, chosen.repeats),
-            "processes": against_processes(chosen),
-            "B": against_batch_size(chosen),
-        }
-        save("scaling", figures, chosen.results)
+        for part in chosen.parts:
+            save(f"scaling_{part}", PARTS[part](chosen), chosen.results)
 
 
 if __name__ == "__main__":
