@@ -115,11 +115,14 @@ def check_labels(name: str, labels: Any, of: str, batch: S2SDEmbeddings | torch.
 def check_judged(
     embeddings: S2SDEmbeddings | torch.Tensor,
     labels: torch.Tensor | None,
+    indices_tuple: tuple[torch.Tensor, ...] | None,
     ref_emb: S2SDEmbeddings | torch.Tensor | None,
     ref_labels: torch.Tensor | None,
 ) -> None:
     """With an automatic weight teachers are followed where they retrieve better, which labels tell."""
-    two_views = ref_emb is not None and ref_emb is not embeddings and len(ref_emb) == len(embeddings)
+    two_views = (
+        indices_tuple is None and ref_emb is not None and ref_emb is not embeddings and len(ref_emb) == len(embeddings)
+    )
     if labels is None and not two_views:
         raise ValueError(
             "an automatic weight needs labels, or as many references as samples, to see which spaces retrieve better; "

@@ -142,7 +142,9 @@ class Everyone:
         self.own_first = "indices_tuple" in arguments
         if any(wrapped):
             self.labels = self._labels(labels, self.gathering)
-            self.ref_labels = self._labels(arguments.get("ref_labels"), self.ref_gathering)
+            ref_labels = arguments.get("ref_labels")  # one tensor with labels: PML leaves out pairs of a sample itself
+            self.one_labels = labels is not None and ref_labels is labels
+            self.ref_labels = self.labels if self.one_labels else self._labels(ref_labels, self.ref_gathering)
             self.enqueue_mask = self._labels(arguments.get("enqueue_mask"), self.gathering)
 
     def _labels(self, own: torch.Tensor | None, gathering: Gathering | None) -> torch.Tensor | None:
@@ -181,13 +183,16 @@ class Everyone:
             x = self._ordered(self.gathering.same_everywhere(own.x, x), self.gathering)
             if announce is not None:
                 announce(x)
-            if own.ref is not None and self.ref_gathering is not None:
+            if own.ref is own.x:
+                ref = x
+            elif own.ref is not None and self.ref_gathering is not None:
                 ref = self._ordered(self.ref_gathering.same_everywhere(own.ref, ref), self.ref_gathering)
             of_all = _given(ref_labels=self.ref_labels, enqueue_mask=self.enqueue_mask)
             return objective_value(inner, miner, SpaceBatch(x, self.labels, ref, {**own.arguments, **of_all}))
 
         arguments = own.arguments
-        if own.ref is not None and self.ref_gathering is not None:
+        itself = own.ref is own.x and self.one_labels
+        if own.ref is not None and not itself and self.ref_gathering is not None:
             ref = self._ordered(self.ref_gathering.parts_everywhere(own.ref, ref), self.ref_gathering)
             arguments = {**arguments, **_given(ref_labels=self.ref_labels)}
         else:

@@ -27,7 +27,7 @@ from .checks import (
     check_weight,
 )
 from .distillation import Space, Teacher, Teaching, mean_divergences
-from .distributed import Everyone, of_one_process, several_processes
+from .distributed import Everyone, several_processes
 from .embedder import S2SDEmbedder
 from .embeddings import S2SDEmbeddings, base_embeddings
 from .objectives import ObjectiveOrFactory, aux_objectives, base_objective
@@ -55,9 +55,9 @@ class S2SDLoss(nn.Module):
     the rows of x with each other, the diagonal included. With m = 0 the bracket is L(z) alone and
     the second term is absent.
 
-    Always the outermost loss; PML's wrappers go inside. In eval mode it is L(z) alone, of this process's
-    samples, and takes a plain tensor: a validation loss. A CrossBatchMemory takes in what it is given, in
-    eval mode too, as in PML.
+    Always the outermost loss; PML's wrappers go inside. In eval mode it is L(z) alone, by PML's own code, and
+    takes a plain tensor: a validation loss. As in PML, a CrossBatchMemory takes in what it is given in eval mode
+    too, and a `DistributedLossWrapper` gathers, so that all processes have to call it.
 
     On several processes (torch.distributed) the distillation, and an objective in PML's
     `DistributedLossWrapper`, are computed on the samples of all, which every process's call
@@ -176,8 +176,7 @@ class S2SDLoss(nn.Module):
         self.embedding_size = embedder.embedding_size
         self.aux_sizes = tuple(embedder.aux_sizes)
         self.base_loss = base_objective(loss, self.embedding_size)
-        of_aux = loss if aux_loss is None else aux_loss
-        self.aux_losses = _by_space(aux_objectives(of_aux, self.aux_sizes, self.embedding_size))
+        self.aux_losses = _by_space(aux_objectives(loss if aux_loss is None else aux_loss, self.aux_sizes))
         self.miner = miner
         self.aux_miners = _by_space([copy.deepcopy(miner) for _ in self.aux_sizes])
         self._shared = [share(*parts) for parts in zip(self.aux_losses.values(), self.aux_miners.values(), strict=True)]
@@ -207,8 +206,6 @@ class S2SDLoss(nn.Module):
         self._check_input(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         # PML takes a batch that is its own reference from labels and ref_labels being one tensor.
         own_references = ref_labels is labels
-        if ref_emb is embeddings and own_references and labels is not None:  # what PML does without references
-            ref_emb, ref_labels, own_references = None, None, False
         labels = None if labels is None else labels.long()
         ref_labels = labels if own_references else (None if ref_labels is None else ref_labels.long())
         arguments = {"indices_tuple": indices_tuple, "ref_labels": ref_labels, **objective_args}
@@ -216,7 +213,7 @@ class S2SDLoss(nn.Module):
 
         if not self.training:
             only = SpaceBatch(base_embeddings(embeddings), labels, base_embeddings(ref_emb), arguments)
-            return objective_value(of_one_process(self.base_loss), of_one_process(self.miner), only)
+            return objective_value(self.base_loss, self.miner, only)
 
         batch = cast(S2SDEmbeddings, embeddings)
         ref = cast(S2SDEmbeddings, ref_emb) if ref_emb is not None else self._no_references
@@ -227,7 +224,8 @@ class S2SDLoss(nn.Module):
                 if shared is not None:
                     shared.expect(a)
             objective_batch = S2SDEmbeddings(for_objective, batch.aux, batch.features)
-            base, aux = self._objective_terms(objective_batch, labels, ref, arguments, everyone)
+            objective_ref = objective_batch if ref_emb is embeddings else ref
+            base, aux = self._objective_terms(objective_batch, labels, objective_ref, arguments, everyone)
             compared_with = self._no_references if ref_emb is embeddings else ref
             distill, feature = self._distillation_terms(
                 batch, (for_distill, for_feature), compared_with, everyone, labels, ref_labels
@@ -407,8 +405,8 @@ class S2SDLoss(nn.Module):
             check_labels("ref_labels", ref_labels, "ref_emb", ref_emb)
         elif ref_labels is not None:
             raise ValueError("ref_labels was given without ref_emb")
-        if self.training and self.balance is not None:
-            check_judged(embeddings, labels, ref_emb, ref_labels)
+        if self.training and (self.advantage is not None or self.feature_advantage is not None):
+            check_judged(embeddings, labels, indices_tuple, ref_emb, ref_labels)
 
     def get_extra_state(self) -> torch.Tensor:
         """Where the memories of PML's CrossBatchMemory stand, which PML's own state_dict leaves out."""

@@ -113,10 +113,8 @@ def base_objective(loss: ObjectiveOrFactory, embedding_size: int) -> nn.Module:
     return loss
 
 
-def aux_objectives(loss: ObjectiveOrFactory, embedding_sizes: Collection[int], base_size: int) -> list[nn.Module]:
+def aux_objectives(loss: ObjectiveOrFactory, embedding_sizes: Collection[int]) -> list[nn.Module]:
     """One objective per auxiliary space, each rebuilt, or made, for its embedding size.
-
-    An instance of a class that we do not know must not be tied to any of these sizes, nor to the base space's.
 
     Raises:
         TypeError, ValueError: as `base_objective`.
@@ -124,7 +122,7 @@ def aux_objectives(loss: ObjectiveOrFactory, embedding_sizes: Collection[int], b
     if not isinstance(loss, nn.Module):
         return [_made(loss, size) for size in embedding_sizes]
     _check_usable(loss)
-    _check_rebuildable(loss, {base_size, *embedding_sizes})
+    _check_rebuildable(loss, set(embedding_sizes))
     return [rebuild(loss, size) for size in embedding_sizes]
 
 

@@ -321,26 +321,30 @@ def test_references_get_the_objectives_gradient_alone():
 
 
 def test_a_fixed_weight_beside_an_automatic_one_reaches_references():
-    gradients = []
-    for weight in (0.0, "auto"):
-        embedder, loss_func, x = make("MSDF", feature_delay=0, feature_weight=3.0)
-        loss_func.distill_weight = 0.0 if weight == 0.0 else "auto"
-        follow_all(loss_func)
-        batch, ref = embedder(x), embedder(x.flip(1))
-        z_ref = ref.embeddings.detach().requires_grad_()
-        ref = S2SDEmbeddings(z_ref, ref.aux, ref.features)
-        loss_func(batch, LABELS, ref_emb=ref, ref_labels=LABELS.clone()).backward()
-        gradients.append(z_ref.grad)
-    torch.testing.assert_close(*gradients)
+    embedder, loss_func, x = make("MSDF", feature_delay=0, feature_weight=3.0)
+    follow_all(loss_func)
+    batch, ref = embedder(x), embedder(x.flip(1))
+    z_ref = ref.embeddings.detach().requires_grad_()
+    ref = S2SDEmbeddings(z_ref, ref.aux, ref.features)
+    loss_func(batch, LABELS, ref_emb=ref, ref_labels=LABELS.clone()).backward()
+
+    alone = z_ref.detach().double().requires_grad_()
+    z = batch.embeddings.detach().double()
+    objective = losses.MultiSimilarityLoss()(z, LABELS, ref_emb=alone, ref_labels=LABELS.clone())
+    features = batch.features.double(), ref.features.double()
+    expected = objective + 3.0 * kl(z, features[0], loss_func.temperature, alone, features[1])
+    expected.backward()
+    torch.testing.assert_close(z_ref.grad, alone.grad.float(), rtol=1e-4, atol=1e-6)
 
 
-def test_the_batch_as_its_own_reference_teaches_as_it_does_without():
+@pytest.mark.parametrize("ref_labels", [LABELS, LABELS.clone()], ids=["the same labels", "a copy of them"])
+def test_the_batch_as_its_own_reference_teaches_as_it_does_without(ref_labels):
     embedder, loss_func, x = make("MSDF", feature_delay=0, feature_weight="auto")
     batch = embedder(x)
     loss_func(batch, LABELS)
     without = loss_func.terms, loss_func.advantage.scores.clone()
     loss_func.advantage.scores.zero_()
-    loss_func(batch, LABELS, ref_emb=batch, ref_labels=LABELS)
+    loss_func(batch, LABELS, ref_emb=batch, ref_labels=ref_labels)
     for term in ("distill", "feature"):
         torch.testing.assert_close(loss_func.terms[term], without[0][term], rtol=0, atol=0)
     assert torch.equal(loss_func.advantage.scores, without[1])
@@ -367,12 +371,19 @@ def test_who_retrieves_better_has_to_be_told_from_labels(weights):
         BatchContrastive(), 16, 4, "MSDF", aux_sizes=(6,), **{"distill_weight": "auto", **weights}
     )
     batch = embedder(torch.randn(12, 16))
-    for given in ({}, {"ref_emb": batch[:8]}, {"ref_emb": batch}):
+    pairs = (torch.tensor([0]), torch.tensor([1]), torch.tensor([0]), torch.tensor([2]))
+    for given in ({}, {"ref_emb": batch[:8]}, {"ref_emb": batch}, {"ref_emb": batch[:], "indices_tuple": pairs}):
         with pytest.raises(ValueError, match="an automatic weight needs labels, or as many references as samples"):
             loss_func(batch, **given)
     with pytest.raises(ValueError, match="an automatic weight needs ref_labels"):
         loss_func(batch, LABELS, ref_emb=batch[:8])
     assert loss_func.calls == 0
+
+
+def test_without_auxiliary_spaces_nobody_has_to_be_judged():
+    loss_func = S2SDLoss(losses.SelfSupervisedLoss(losses.NTXentLoss()), S2SDEmbedder(16, 4, ()), distill_weight="auto")
+    batch, ref = (S2SDEmbeddings(torch.randn(n, 4), (), torch.randn(n, 16)) for n in (6, 6))
+    assert loss_func(batch, ref_emb=ref) == loss_func.base_loss(batch.embeddings, ref.embeddings)
 
 
 def test_a_resumed_run_knows_its_scores():
