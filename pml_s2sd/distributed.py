@@ -131,12 +131,16 @@ class Everyone:
     ) -> None:
         self.own = batch, ref
         self.gathering = Gathering(len(batch.embeddings))
-        self.ref_gathering = None if ref.embeddings is None else Gathering(len(ref.embeddings))
+        self.ref_gathering = None
+        if ref.embeddings is not None:
+            self.ref_gathering = self.gathering if ref is batch else Gathering(len(ref.embeddings))
 
         wrapped = [isinstance(loss, DistributedLossWrapper) for loss in objectives]
         aux = aux or any(wrapped[1:])
         self.batch = _of_all(batch, self.gathering, aux, features)
-        self.ref = ref if self.ref_gathering is None else _of_all(ref, self.ref_gathering, aux, features)
+        self.ref = ref
+        if self.ref_gathering is not None:
+            self.ref = self.batch if ref is batch else _of_all(ref, self.ref_gathering, aux, features)
 
         # Indices count as PML's DistributedMinerWrapper does; else the order is the same on every process.
         self.own_first = "indices_tuple" in arguments

@@ -224,9 +224,9 @@ class S2SDLoss(nn.Module):
                 if shared is not None:
                     shared.expect(a)
             objective_batch = S2SDEmbeddings(for_objective, batch.aux, batch.features)
-            objective_ref = objective_batch if ref_emb is embeddings else ref
+            itself = ref_emb is embeddings
+            objective_ref, compared_with = (objective_batch, self._no_references) if itself else (ref, ref)
             base, aux = self._objective_terms(objective_batch, labels, objective_ref, arguments, everyone)
-            compared_with = self._no_references if ref_emb is embeddings else ref
             distill, feature = self._distillation_terms(
                 batch, (for_distill, for_feature), compared_with, everyone, labels, ref_labels
             )
@@ -305,15 +305,15 @@ class S2SDLoss(nn.Module):
             compared, ref_compared, own = _compared(batch, z, ref, everyone, balanced)
             spaces.append(_space(D, compared.embeddings, ref_compared.embeddings, own))
         first_self = None if ref.embeddings is not None else (0 if own is None else own.start)
-        if labels is None:
+        if labels is None and self.balance is not None:
             labels = ref_labels = _two_views(batch, everyone)
         weigh = partial(self._weigh, labels, ref_labels, everyone, first_self)
         with torch.no_grad():
             groups = []
             if from_aux:
                 in_order = everyone is None or not everyone.own_first
-                known = self._shared if in_order else [None] * len(self._shared)
-                aux = zip(compared.aux, ref_compared.aux, known, strict=True)
+                cosines = self._shared if in_order else [None] * len(self._shared)
+                aux = zip(compared.aux, ref_compared.aux, cosines, strict=True)
                 teachers = [_aux_teacher(D, a, ref_a, own, shared) for a, ref_a, shared in aux]
                 groups.append(Teaching(teachers, weigh(self.advantage, 0)))
             if from_features:
@@ -337,7 +337,7 @@ class S2SDLoss(nn.Module):
 
     def _weigh(
         self,
-        labels: torch.Tensor,
+        labels: torch.Tensor | None,
         ref_labels: torch.Tensor | None,
         everyone: Everyone | None,
         first_self: int | None,
@@ -348,7 +348,7 @@ class S2SDLoss(nn.Module):
         (None)."""
         if advantage is None or self.balance is None:
             return None
-        columns = labels if first_self is not None else cast(torch.Tensor, ref_labels)
+        columns = cast(torch.Tensor, labels if first_self is not None else ref_labels)
         if everyone is not None:
             columns = everyone.compared_labels(columns, of_references=first_self is None)
         strength = self.balance.strengths[term]

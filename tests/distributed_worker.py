@@ -79,6 +79,18 @@ class Alignment(torch.nn.Module):
         return (embeddings - ref_emb).square().mean()
 
 
+class AsksForCosines(torch.nn.Module):
+    """A mean over samples that knows the similarities of a process's own samples only."""
+
+    def __init__(self):
+        super().__init__()
+        self.distance = CosineSimilarity()
+
+    def forward(self, embeddings, labels):
+        assert self.distance(embeddings).shape == (len(labels), len(labels))
+        return embeddings.square().mean()
+
+
 def multi_similarity() -> torch.nn.Module:
     return losses.MultiSimilarityLoss(alpha=2, beta=40, base=0.5)
 
@@ -100,6 +112,7 @@ CASES = {
     "efficient, references": Case(multi_similarity, efficient=True, ref=True),
     "efficient, no pairs on some": Case(multi_similarity, efficient=True, miner=LowLabelsMiner, sorted_labels=True),
     "references": Case(losses.ContrastiveLoss, ref=True, uneven=True),
+    "not wrapped, cosines known of the own samples": Case(AsksForCosines, wrapped=False),
     "the batch as its reference": Case(multi_similarity, own_ref=True, uneven=True),
     "the batch as its reference, efficient": Case(multi_similarity, own_ref=True, efficient=True),
     "compiled loss": Case(multi_similarity, compiled=True, uneven=True),
