@@ -4,11 +4,12 @@ Started as ``python distributed_worker.py MODE RANK WORLD_SIZE STORE_FILE RESULT
 the largest difference of each gradient and of each term to those of one process.
 """
 
+import contextlib
 import copy
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -28,15 +29,21 @@ UNEVEN = {2: [7, 5], 3: [5, 4, 3]}
 AUX_SIZES = {"DSD": (6,)}
 
 
-COMPUTED: list[torch.Size] = []
-BY_PML: list[torch.Size] = []
-"""The shapes of batches of which similarities were computed by `CosineWithItself`, and by PML."""
+@contextlib.contextmanager
+def counting() -> Iterator[tuple[list[torch.Size], list[torch.Size]]]:
+    """The shapes of batches of which similarities are computed, by `CosineWithItself` and by PML.
 
-
-def _count() -> None:
-    compute, by_pml = CosineWithItself.forward, CosineSimilarity.compute_mat
-    CosineWithItself.forward = staticmethod(lambda ctx, x: COMPUTED.append(x.shape) or compute(ctx, x))
-    CosineSimilarity.compute_mat = lambda self, x, ref: BY_PML.append(x.shape) or by_pml(self, x, ref)
+    For one case only: torch.compile would trace the lists, and compile anew as they grow.
+    """
+    shared, by_pml = [], []
+    forward, compute_mat = CosineWithItself.forward, CosineSimilarity.compute_mat
+    CosineWithItself.forward = staticmethod(lambda ctx, x: shared.append(x.shape) or forward(ctx, x))
+    CosineSimilarity.compute_mat = lambda self, x, ref: by_pml.append(x.shape) or compute_mat(self, x, ref)
+    try:
+        yield shared, by_pml
+    finally:
+        CosineWithItself.forward = staticmethod(forward)
+        del CosineSimilarity.compute_mat  # inherited
 
 
 class Case(NamedTuple):
@@ -231,7 +238,6 @@ def largest_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def main(mode: str, rank: int, world_size: int, store: str, result: str) -> None:
     torch.set_num_threads(1)
-    _count()
     expected = {}
     for name, case in CASES.items():
         run = build(case, wrap=False)
@@ -247,9 +253,9 @@ def main(mode: str, rank: int, world_size: int, store: str, result: str) -> None
         sizes = UNEVEN[world_size] if case.uneven else [BATCH // world_size] * world_size
         start = sum(sizes[:rank])
         wrapped = Run(embedder, loss_func, run.miner)
-        COMPUTED.clear()
-        BY_PML.clear()
-        loss, terms = train(wrapped, case, slice(start, start + sizes[rank]))
+        counted = counting() if name == "uneven MSDFA, mined" else contextlib.nullcontext()
+        with counted as similarities:
+            loss, terms = train(wrapped, case, slice(start, start + sizes[rank]))
         expected_loss, expected_terms, expected_gradients, expected_state = expected[name]
 
         found[name] = {"largest gradient": max(g.abs().max().item() for g in expected_gradients.values())}
@@ -263,10 +269,11 @@ def main(mode: str, rank: int, world_size: int, store: str, result: str) -> None
         for buffer, value in run.loss_func.named_buffers():
             if "memory" in buffer:
                 found[name][buffer] = largest_difference(value, expected_state[without_wrappers(buffer)])
-        if name == "uneven MSDFA, mined":
+        if similarities is not None:
             # of each auxiliary space once a step, for miner, objective and distillation, and not by PML besides
-            by_pml = [shape for shape in BY_PML if shape[1] in (6, 10)]
-            found[name]["similarities computed"] = abs(len(COMPUTED) - 2 * STEPS) + len(by_pml)
+            shared, by_pml = similarities
+            of_aux = [shape for shape in by_pml if shape[1] in (6, 10)]
+            found[name]["similarities computed"] = abs(len(shared) - 2 * STEPS) + len(of_aux)
     if rank == 0:
         with open(result, "w") as file:
             json.dump(found, file)
