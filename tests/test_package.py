@@ -19,7 +19,7 @@ def test_a_wheel_holds_the_library_alone(tmp_path):
     (wheel,) = tmp_path.glob("pml_s2sd-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     modules = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
-    expected = {str(path.relative_to(ROOT)) for path in (ROOT / "pml_s2sd").glob("*.py")}
+    expected = {str(path.relative_to(ROOT)) for path in (ROOT / "pml_s2sd").rglob("*.py")}
     assert modules == expected | {"pml_s2sd/py.typed", "pml_s2sd/report.html"}
     metadata = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith("METADATA"))).decode()
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]

@@ -1,0 +1,230 @@
+"""The engine of `compress`: one linear map, trained over random subsets of rows to keep their similarities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from .distillation import row_log_probs
+
+START_ROWS = 2**15
+"""Rows that the start is computed from, at most."""
+BLOCK_ROWS = 2**11
+"""Rows that are read at a time where more than a subset is needed."""
+RIDGE = 1e-3
+"""The ridge of the start's regression on features, as a share of their mean variance."""
+UNLABELLED = -1
+"""The label of a row whose class is not known."""
+
+
+class Rows:
+    """The rows of a matrix (N, k), wherever it lies; those asked for come normalised, to where the map is trained.
+
+    An array, memory-mapped or not, and a tensor on another device are read row by row, never copied whole.
+
+    Args:
+        name: what messages call the matrix.
+        matrix: (N, k), floating point, finite: a tensor or array. A memory-mapped array is checked as it is read.
+        device: where rows are wanted.
+        dtype: what rows are wanted in.
+    """
+
+    def __init__(self, name: str, matrix: torch.Tensor | np.ndarray, device: torch.device, dtype: torch.dtype) -> None:
+        self.name, self.device, self.dtype = name, device, dtype
+        self.matrix = matrix.detach() if isinstance(matrix, torch.Tensor) else matrix
+        self._checked = False
+        if not isinstance(matrix, np.memmap):
+            for start in range(0, len(matrix), 2**16):
+                self._check(self.matrix[start : start + 2**16], np.arange(start, len(matrix)))
+            self._checked = True
+
+    def __len__(self) -> int:
+        return self.matrix.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return self.matrix.shape[1]
+
+    @property
+    def on_device(self) -> bool:
+        """Whether rows are where they are wanted, so that reading them waits for nobody."""
+        return isinstance(self.matrix, torch.Tensor) and self.matrix.device == self.device
+
+    def take(self, rows: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """The rows of these numbers, (n, k), each of length 1 (a row of zeros stays as it is)."""
+        if isinstance(self.matrix, torch.Tensor):
+            taken = self.matrix[torch.as_tensor(rows, device=self.matrix.device)]
+        else:
+            array = self.matrix[rows]
+            if not self._checked:
+                self._check(array, rows)
+            taken = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+        if taken.device.type == "cpu" and self.device.type == "cuda":
+            taken = taken.pin_memory()
+        return F.normalize(taken.to(self.device, non_blocking=True).to(self.dtype), dim=1)
+
+    def _check(self, block: Any, numbers: Any) -> None:
+        finite = (torch if isinstance(block, torch.Tensor) else np).isfinite(block).all(1)
+        if not finite.all():
+            first = numbers[int((~finite).nonzero()[0][0])]
+            raise ValueError(
+                f"{self.name} has rows that are NaN or infinite, the first is row {first}; leave such rows out "
+                "(and their labels), or see what the model makes of their samples"
+            )
+
+
+class Objective(NamedTuple):
+    """KL( softmax( (e_S e_Sᵀ + λ [y_i = y_j]) / T ) ‖ softmax( cos(x_S W) / T ) ), as `distillation.divergence`.
+
+    The diagonal is left out; with several teachers e it is the mean of the KLs.
+    """
+
+    temperature: float
+    label_weight: float
+
+    def teacher_probs(self, teachers: Sequence[torch.Tensor], labels: torch.Tensor | None) -> torch.Tensor:
+        """(n, n), the mean of the teachers' softmax: what the gradient of the mean of the KLs depends on.
+
+        Args:
+            teachers: e_S of each, (n, k_i), normalised.
+            labels: y_S, (n,), `UNLABELLED` where not known.
+        """
+        bonus = None if labels is None else self.label_weight * same_class(labels)
+        probs = [self._probs(e @ e.T if bonus is None else torch.addmm(bonus.to(e.dtype), e, e.T)) for e in teachers]
+        return probs[0] if len(probs) == 1 else torch.stack(probs).mean(dim=0)
+
+    def gradient(self, weight: torch.Tensor, x: torch.Tensor, teacher_probs: torch.Tensor) -> torch.Tensor:
+        """The objective's gradient with respect to the map, (d, F), in closed form: with D = cos(x Wᵀ), as in
+        `distillation`, ∂ KL / ∂D = T / n · ( softmax(D / T) - teacher_probs ).
+
+        Args:
+            weight: W, (d, F).
+            x: x_S, (n, F).
+            teacher_probs: (n, n).
+        """
+        mapped = x @ weight.T
+        length = torch.linalg.vector_norm(mapped, dim=1, keepdim=True).clamp_min(1e-12)
+        z = mapped / length
+        into_D = self._probs(z @ z.T).sub_(teacher_probs).mul_(self.temperature / len(x))
+        into_z = (into_D + into_D.T) @ z
+        into_mapped = (into_z - z * (into_z * z).sum(dim=1, keepdim=True)) / length
+        return into_mapped.T @ x
+
+    def _probs(self, similarities: torch.Tensor) -> torch.Tensor:
+        return row_log_probs(similarities, self.temperature, first_self=0).exp_()
+
+
+def same_class(labels: torch.Tensor) -> torch.Tensor:
+    """[y_i = y_j], (n, n); a row that is not labelled is of nobody's class."""
+    return (labels[:, None] == labels) & (labels != UNLABELLED)
+
+
+def train_maps(
+    x: Rows,
+    teachers: Sequence[Rows],
+    sizes: Sequence[int],
+    *,
+    labels: torch.Tensor | None,
+    label_weight: float,
+    temperature: float,
+    subset_rows: int,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+) -> dict[int, torch.Tensor]:
+    """The map for each size, W of shape (d, F): what one of them is does not depend on the others.
+
+    They are trained side by side, so that rows are read, and teachers compared, once for all.
+
+    Args:
+        x: what is mapped, (N, F).
+        teachers: whose similarities are kept, (N, k_i) each; x itself may be one.
+        sizes: each d, at most F and at most the teachers' k_i together.
+        labels: (N,), integers, `UNLABELLED` where not known; on the device of x.
+        seed: decides which rows meet.
+    """
+    draw = np.random.default_rng(seed)
+    objective = Objective(temperature, label_weight)
+    maps = start(x, teachers, sizes, draw)
+    optimizer = torch.optim.Adam(list(maps.values()), learning_rate)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    plan = subsets(len(x), subset_rows, steps, draw)
+    on_device = torch.from_numpy(plan).to(x.device)
+    text = ", ".join(map(str, maps))
+    for step in tqdm(range(steps), desc=f"{x.columns} to {text}", unit="step", delay=3, leave=False):
+        x_S = x.take(on_device[step] if x.on_device else plan[step])
+        e_S = [x_S if e is x else e.take(on_device[step] if e.on_device else plan[step]) for e in teachers]
+        q = objective.teacher_probs(e_S, None if labels is None else labels[on_device[step]])
+        for weight in maps.values():
+            weight.grad = objective.gradient(weight, x_S, q)
+        optimizer.step()
+        decay.step()
+    return maps
+
+
+def start(
+    x: Rows, teachers: Sequence[Rows], sizes: Sequence[int], draw: np.random.Generator
+) -> dict[int, torch.Tensor]:
+    """The PCA of the teachers side by side, by ridge regression on x where x is not the teacher: (d, F) a size.
+
+    Of at most `START_ROWS` rows, so that time does not grow with N.
+    """
+    rows = np.sort(draw.choice(len(x), min(START_ROWS, len(x)), replace=False))
+    directions = principal_directions(side_by_side(teachers, rows), max(sizes))
+    if len(teachers) == 1 and teachers[0] is x:
+        weight = directions
+    else:
+        weight = regressed(side_by_side([x], rows), side_by_side(teachers, rows), directions)
+    weight = weight.to(x.device, x.dtype)
+    return {size: weight[:size].clone() for size in dict.fromkeys(sizes)}
+
+
+def side_by_side(spaces: Sequence[Rows], rows: np.ndarray) -> Iterator[torch.Tensor]:
+    """Blocks of the rows, those of all spaces joined."""
+    for first in range(0, len(rows), BLOCK_ROWS):
+        block = rows[first : first + BLOCK_ROWS]
+        yield torch.cat([space.take(block) for space in spaces], dim=1)
+
+
+def principal_directions(blocks: Iterator[torch.Tensor], count: int) -> torch.Tensor:
+    """The directions of largest variance, (count, k), orthonormal, in falling order; float64, on the CPU."""
+    n, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for block in blocks:
+        n += len(block)
+        total = total.to(block) + block.sum(dim=0)
+        squares = squares.to(block) + block.T @ block
+    mean = total.double().cpu() / n
+    covariance = squares.double().cpu() / n - torch.outer(mean, mean)
+    return torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :count].T.contiguous()
+
+
+def regressed(
+    features: Iterator[torch.Tensor], embeddings: Iterator[torch.Tensor], directions: torch.Tensor
+) -> torch.Tensor:
+    """The map from features that comes nearest to the embeddings along the directions, (count, F), by ridge."""
+    squares, products = torch.zeros(()), torch.zeros(())
+    for x, e in zip(features, embeddings, strict=True):
+        squares = squares.to(x) + x.T @ x
+        products = products.to(x) + x.T @ (e @ directions.T.to(e))
+    squares, products = squares.double().cpu(), products.double().cpu()
+    ridge = RIDGE * squares.diagonal().mean()
+    return torch.linalg.solve(squares + ridge * torch.eye(len(squares), dtype=torch.float64), products).T.contiguous()
+
+
+def subsets(count: int, rows: int, steps: int, draw: np.random.Generator) -> np.ndarray:
+    """The rows that each step compares, (steps, rows): no row comes again before all have been taken.
+
+    Args:
+        count: N. Where it is below `rows`, a subset is all of them.
+    """
+    rows = min(rows, count)
+    drawn: list[np.ndarray] = []
+    while len(drawn) < steps:
+        wanted = min(count // rows, steps - len(drawn))
+        drawn += list(draw.choice(count, wanted * rows, replace=False).reshape(wanted, rows))
+    return np.sort(np.array(drawn, dtype=np.int64).reshape(steps, rows), axis=1)
