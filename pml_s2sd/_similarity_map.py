@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,8 +39,8 @@ class Rows:
         self.matrix = matrix.detach() if isinstance(matrix, torch.Tensor) else matrix
         self._checked = False
         if not isinstance(matrix, np.memmap):
-            for start in range(0, len(matrix), 2**16):
-                self._check(self.matrix[start : start + 2**16], np.arange(start, len(matrix)))
+            for first in range(0, len(matrix), BLOCK_ROWS):
+                self._read(slice(first, first + BLOCK_ROWS))
             self._checked = True
 
     def __len__(self) -> int:
@@ -57,25 +57,27 @@ class Rows:
 
     def take(self, rows: np.ndarray | torch.Tensor) -> torch.Tensor:
         """The rows of these numbers, (n, k), each of length 1 (a row of zeros stays as it is)."""
-        if isinstance(self.matrix, torch.Tensor):
-            taken = self.matrix[torch.as_tensor(rows, device=self.matrix.device)]
-        else:
-            array = self.matrix[rows]
-            if not self._checked:
-                self._check(array, rows)
-            taken = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+        taken = self._read(rows)
         if taken.device.type == "cpu" and self.device.type == "cuda":
             taken = taken.pin_memory()
         return F.normalize(taken.to(self.device, non_blocking=True).to(self.dtype), dim=1)
 
-    def _check(self, block: Any, numbers: Any) -> None:
-        finite = (torch if isinstance(block, torch.Tensor) else np).isfinite(block).all(1)
-        if not finite.all():
-            first = numbers[int((~finite).nonzero()[0][0])]
-            raise ValueError(
-                f"{self.name} has rows that are NaN or infinite, the first is row {first}; leave such rows out "
-                "(and their labels), or see what the model makes of their samples"
-            )
+    def _read(self, rows: slice | np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Rows as they are, where they are, those of arrays copied; checked where they have not been yet."""
+        if isinstance(self.matrix, torch.Tensor):
+            read = self.matrix[rows if isinstance(rows, slice) else torch.as_tensor(rows, device=self.matrix.device)]
+        else:
+            read = torch.from_numpy(np.array(self.matrix[rows], dtype=self.matrix.dtype.newbyteorder("=")))
+        if not self._checked:
+            finite = torch.linalg.vector_norm(read, dim=1, dtype=self.dtype).isfinite()
+            if not finite.all():
+                broken = int((~finite).nonzero()[0])
+                first = rows.start + broken if isinstance(rows, slice) else int(rows[broken])
+                raise ValueError(
+                    f"{self.name} has rows that are NaN or infinite, row {first} among them; leave such rows out (and "
+                    "their labels), or see what the model makes of their samples"
+                )
+        return read
 
 
 class Objective(NamedTuple):
@@ -175,6 +177,9 @@ def start(
     Of at most `START_ROWS` rows, so that time does not grow with N.
     """
     rows = np.sort(draw.choice(len(x), min(START_ROWS, len(x)), replace=False))
+    for space in {x, *teachers}:
+        if not any(block.any() for block in side_by_side([space], rows)):
+            raise ValueError(f"all rows of {space.name} are zero; see what was written there")
     directions = principal_directions(side_by_side(teachers, rows), max(sizes))
     if len(teachers) == 1 and teachers[0] is x:
         weight = directions

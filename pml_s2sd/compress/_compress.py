@@ -12,7 +12,9 @@ import torch
 
 from .._similarity_map import Rows, train_maps
 from ..checks import check_int, check_number
+from ..program import checked_device
 
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 Matrix = torch.Tensor | np.ndarray | str | os.PathLike
 
 
@@ -57,7 +59,7 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
         device: where it is computed; that of the tensor, or the CPU, unless given.
 
     Returns:
-        A Linear(F, d) without bias, on that device, float64 where the embeddings are and float32 otherwise; for
+        A Linear(F, d) without bias, on that device, float64 where the input is and float32 otherwise; for
         several sizes a dict of them by size. Normalise what it returns, or compare by cosine.
 
     Raises:
@@ -77,7 +79,7 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
         >>> sorted(compress(embeddings, [2, 4]))
         [2, 4]
     """
-    sizes = [size] if isinstance(size, int) else list(size)
+    sizes = list(size) if isinstance(size, Sequence) else [size]
     embeddings = opened("embeddings", embeddings)
     features = None if features is None else opened("features", features)
     _check(embeddings, features, sizes)
@@ -86,15 +88,16 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
     check_number("label_weight", label_weight, at_least=0)
     check_number("temperature", temperature, above=0)
     check_number("learning_rate", learning_rate, above=0)
+    if not isinstance(seed, torch.Generator):
+        check_int("seed", seed, at_least=0)
     if device is None:
         device = embeddings.device if isinstance(embeddings, torch.Tensor) else "cpu"
-    device = torch.empty(0, device=device).device
-    dtype = torch.float64 if embeddings.dtype in (torch.float64, np.dtype("float64")) else torch.float32
+    device = checked_device(device)
+    wide = [matrix for matrix in (embeddings, features) if matrix is not None and matrix.dtype.itemsize > 4]
+    dtype = torch.float64 if wide else torch.float32
     y = None if labels is None else checked_labels(labels, len(embeddings)).to(device)
     e = Rows("embeddings", embeddings, device, dtype)
     x = e if features is None else Rows("features", features, device, dtype)
-    if isinstance(seed, torch.Generator):
-        seed = int(torch.randint(2**62, (), generator=seed, device=seed.device))
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         maps = train_maps(
             x,
@@ -106,10 +109,17 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
             subset_rows=subset_rows,
             steps=steps,
             learning_rate=learning_rate,
-            seed=seed,
+            seed=drawn(seed),
         )
         layers = {d: _layer(weight) for d, weight in maps.items()}
     return layers[size] if isinstance(size, int) else layers
+
+
+def drawn(seed: int | torch.Generator) -> int:
+    """The seed, or one from the generator, which moves on."""
+    if isinstance(seed, int):
+        return seed
+    return int(torch.randint(2**62, (), generator=seed, device=seed.device))
 
 
 def _layer(weight: torch.Tensor) -> torch.nn.Linear:
@@ -164,9 +174,10 @@ def _check(embeddings: Any, features: Any, sizes: list[int]) -> None:
 
 
 def checked_labels(labels: Any, count: int) -> torch.Tensor:
-    y = torch.as_tensor(labels)
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+    y = labels if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    integers = y.dtype in INTEGERS if isinstance(y, torch.Tensor) else y.dtype.kind in "iu"
+    if not integers:
         raise TypeError(f"labels must be integers, got {y.dtype}; number the classes, -1 where one is not known")
     if tuple(y.shape) != (count,):
         raise ValueError(f"labels must have shape ({count},), one for each row, got {tuple(y.shape)}")
-    return y.long()
+    return y.long() if isinstance(y, torch.Tensor) else torch.from_numpy(y.astype(np.int64))
