@@ -76,21 +76,21 @@ class LastBlocks(nn.Module):
 
 
 @torch.inference_mode()
-def activations(cache: Path) -> dict[str, torch.Tensor]:
+def activations(cache: Path, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
     """float16 activations of all images and their pooled features, made once: train (VIEWS, N, …) and test (N, …)."""
     if cache.exists():
         return torch.load(cache)
-    front, last = Front(load_network()), LastBlocks().eval()
+    front, last = Front(load_network()).to(device), LastBlocks().eval().to(device)
     train, test = EmojiDataset(train=True), EmojiDataset(train=False)
     augment = make_augmentation()
     torch.manual_seed(0)
 
     def run(images: torch.Tensor, change: Any = lambda batch: batch) -> torch.Tensor:
         batches = tqdm(images.split(128), desc="activations", unit="batch")
-        return torch.cat([front(change(batch.float() / 255)).half() for batch in batches])
+        return torch.cat([front(change(batch.float() / 255).to(device)).half().cpu() for batch in batches])
 
     def pooled(x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([last(batch.float()).mean((2, 3)) for batch in x.split(256)])
+        return torch.cat([last(batch.to(device).float()).mean((2, 3)).cpu() for batch in x.split(256)])
 
     views = [run(train.images), *(run(train.images, augment) for _ in range(VIEWS - 1))]
     made = {"train": torch.stack(views), "test": run(test.images)}
