@@ -24,7 +24,7 @@ from torch import nn
 
 from study.compress_study import LARGE, TRAININGS, Rows, embedded, in_parallel, read, where
 from study.compress_tables import tried
-from study.pretrained import VIEWS
+from study.pretrained import TURNS, VIEWS
 from study.questions import COMPARED, Row
 from study.settings import Setting
 from study.training import retrieval, train
@@ -32,6 +32,8 @@ from study.training import retrieval, train
 PUBLISHED = Path(__file__).parent / "compress_tried.jsonl"
 SIZES = (32, 64)
 SEEDS = (100, 101, 102)
+TRAINED = "trained"
+"""Among the ideas: models trained at the small sizes."""
 OF_TRAINING = ("tuned 5", "tuned 15")
 
 
@@ -51,7 +53,8 @@ class Idea:
         views: of each image, in features and embeddings.
         centred: what is mapped has its mean taken away, and the map a bias.
         teachers: "e", "x" (features), "e x" (the mean of both KLs).
-        start: "pca", "plain pca" (not centred), "lda" (regularised), "random".
+        start: "pca", "plain pca" (not centred), "features" (PCA of these), "class means" (PCA of
+            the embeddings' ones), "lda" (regularised), "random".
         ridge: of the start's regression.
         hidden: of a hidden layer beside the linear map: 0 for none.
         hubs: rows weigh (1 + their occurrences in lists of ten)^-hubs.
@@ -61,7 +64,10 @@ class Idea:
         loss: "kl", "relaxed" (relaxed contrastive, arXiv 2103.14908), "rkd" (distances, arXiv 1904.05068), "pkt" (arXiv
             1803.10837), "mse" of the similarities.
         stop: whether the step is taken at which MAP@R is best on a fifth of the classes, kept from training.
-        gallery: whether the test rows are among the rows, without labels.
+        also: further rows: "turned" images, classes of their own; "mixed" ones, nobody's class; the "gallery", which is
+            the test rows without labels.
+        alone: the map is taken of the embeddings, not of the features.
+        kept: the map is this far from its start towards what was learned.
     """
 
     label_weight: float = 0.0
@@ -85,11 +91,17 @@ class Idea:
     apart: bool = False
     loss: str = "kl"
     stop: bool = False
-    gallery: bool = False
+    also: tuple[str, ...] = ()
+    alone: bool = False
+    kept: float = 1.0
+
+
+Learned = tuple[Callable[[Rows], list[torch.Tensor]], list[float]]
+"""The maps, and the loss of each at the end."""
 
 
 class Data(NamedTuple):
-    """Rows to learn from, with their labels and images, and rows to test on."""
+    """Rows to learn from; each row of nobody's class has a label below 0 of its own."""
 
     x: torch.Tensor
     e: torch.Tensor
@@ -97,22 +109,22 @@ class Data(NamedTuple):
     images: torch.Tensor
 
 
-def learn(
-    idea: Idea, data: Data, sizes: tuple[int, ...], unlabelled: Rows, starts: dict, judge: Callable | None = None
-) -> Callable:
-    """The maps, as a function of features that gives an embedding for each size; `starts` holds those made before."""
-    data = _prepared(idea, data, unlabelled)
+def learn(idea: Idea, data: Data, further: dict[str, Data], starts: dict, judge: Callable | None = None) -> Learned:
+    """The maps, as a function of `Rows` that gives an embedding for each size; `starts` holds those made before."""
+    data = _prepared(idea, data, further)
     mean = data.x.mean(0) if idea.centred else torch.zeros_like(data.x[0])
-    key = (idea.start, idea.ridge, idea.views, idea.smooth, idea.centred, idea.gallery, idea.stop)
+    key = (idea.start, idea.ridge, idea.views, idea.smooth, idea.centred, idea.also, idea.alone, idea.stop)
     if key not in starts:
-        starts[key] = _start(idea, data._replace(x=data.x - mean), sizes)
+        starts[key] = _start(idea, data._replace(x=data.x - mean))
     weights = [w.clone().requires_grad_() for w in starts[key]]
-    hidden = _Hidden(data.x.shape[1], idea.hidden, sizes).to(data.x.device) if idea.hidden else None
+    hidden = _Hidden(data.x.shape[1], idea.hidden).to(data.x.device) if idea.hidden else None
     biases = [w.new_zeros(w.shape[1]).requires_grad_() for w in weights] if idea.centred else []
     parameters = [*weights, *biases, *(hidden.parameters() if hidden else ())]
 
-    def maps(x: torch.Tensor) -> list[torch.Tensor]:
-        x = F.normalize(x) - mean
+    def maps(rows: Rows) -> list[torch.Tensor]:
+        return of_rows(F.normalize(rows.embeddings if idea.alone else rows.features) - mean)
+
+    def of_rows(x: torch.Tensor) -> list[torch.Tensor]:
         z = [x @ w for w in weights]
         if biases:
             z = [a + b for a, b in zip(z, biases, strict=True)]
@@ -124,12 +136,15 @@ def learn(
     optimizer = torch.optim.Adam(parameters, idea.rate, fused=True)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, idea.steps))
     best: tuple[float, list[torch.Tensor]] = (-math.inf, [])
+    last: list[torch.Tensor] = []
     for step in range(idea.steps):
         if judge is not None and step % 50 == 0:
             best = max(best, (judge(maps), [p.detach().clone() for p in parameters]), key=lambda pair: pair[0])
         S = _subset(idea, data)
         x, teachers, bonus = _teacher(idea, data, S)
-        loss = sum(_loss(idea, z, teachers, bonus, data.images[S], weigh[S]) for z in maps(x))
+        values = torch.stack([_loss(idea, z, teachers, bonus, data.images[S], weigh[S]) for z in of_rows(x - mean)])
+        loss = values.sum()
+        last = [*last[-19:], values.detach()]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -138,16 +153,19 @@ def learn(
         with torch.no_grad():
             for p, value in zip(parameters, best[1], strict=True):
                 p.copy_(value)
-    return maps
+    with torch.no_grad():
+        for w, first in zip(weights, starts[key], strict=True):
+            w.lerp_(first, 1 - idea.kept)
+    return maps, torch.stack(last).mean(0).tolist() if last else [math.nan] * len(SIZES)
 
 
 class _Hidden(nn.Module):
     """The MLP's part of the map, 0 at the start."""
 
-    def __init__(self, features: int, hidden: int, sizes: tuple[int, ...]) -> None:
+    def __init__(self, features: int, hidden: int) -> None:
         super().__init__()
         self.first = nn.Linear(features, hidden)
-        self.second = nn.ModuleList(nn.Linear(hidden, size) for size in sizes)
+        self.second = nn.ModuleList(nn.Linear(hidden, size) for size in SIZES)
         for layer in self.second:
             nn.init.zeros_(layer.weight)
         with torch.no_grad():
@@ -158,20 +176,17 @@ class _Hidden(nn.Module):
         return [layer(h) for layer in self.second]
 
 
-def _prepared(idea: Idea, data: Data, unlabelled: Rows) -> Data:
-    kept = len(data.x) // VIEWS * idea.views
-    x, e, labels, images = (part[:kept] for part in data)
+def _prepared(idea: Idea, data: Data, further: dict[str, Data]) -> Data:
+    data = Data(*(part[: len(data.x) // VIEWS * idea.views] for part in data))
+    data = Data(*(torch.cat(parts) for parts in zip(data, *(further[name] for name in idea.also), strict=True)))
+    e = data.e
     if idea.smooth:
-        means = torch.zeros(int(labels.max()) + 1, e.shape[1], device=e.device).index_add_(0, labels, e)
-        e = F.normalize((1 - idea.smooth) * e + idea.smooth * F.normalize(means)[labels])
-    if idea.gallery:
-        own = -1 - torch.arange(len(unlabelled.features), device=x.device)  # of nobody else's class
-        x, e = torch.cat([x, unlabelled.features]), torch.cat([e, unlabelled.embeddings])
-        labels, images = torch.cat([labels, own]), torch.cat([images, own])
-    return Data(F.normalize(x), e, labels, images)
+        means = torch.zeros(int(data.labels.max()) + 1, e.shape[1], device=e.device).index_add_(0, data.labels, e)
+        e = F.normalize((1 - idea.smooth) * e + idea.smooth * F.normalize(means)[data.labels])
+    return data._replace(x=e if idea.alone else F.normalize(data.x), e=e)
 
 
-def _start(idea: Idea, data: Data, sizes: tuple[int, ...]) -> list[torch.Tensor]:
+def _start(idea: Idea, data: Data) -> list[torch.Tensor]:
     x, e = data.x.double(), data.e.double()
     eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     if idea.start == "lda":
@@ -183,17 +198,24 @@ def _start(idea: Idea, data: Data, sizes: tuple[int, ...]) -> list[torch.Tensor]
         L = torch.linalg.cholesky(within)
         between = torch.linalg.solve_triangular(L, torch.cov(means.T), upper=False)
         between = torch.linalg.solve_triangular(L, between.T, upper=False)
-        vectors = torch.linalg.eigh((between + between.T) / 2).eigenvectors.flip(1)[:, : max(sizes)]
+        vectors = torch.linalg.eigh((between + between.T) / 2).eigenvectors.flip(1)[:, : max(SIZES)]
         W = torch.linalg.solve_triangular(L.T, vectors, upper=True)
         W = W / torch.linalg.vector_norm(x @ W, dim=1).mean()
     elif idea.start == "random":
-        W = torch.randn(x.shape[1], max(sizes), dtype=x.dtype).to(x.device) / 3
+        W = torch.randn(x.shape[1], max(SIZES), dtype=x.dtype).to(x.device) / 3
+    elif idea.start == "features":
+        W = torch.linalg.eigh(torch.cov(x.T)).eigenvectors.flip(1)[:, : max(SIZES)]
     else:
-        second = torch.cov(e.T) if idea.start == "pca" else e.T @ e
-        directions = torch.linalg.eigh(second).eigenvectors.flip(1)[:, : max(sizes)]
+        if idea.start == "class means":
+            labels = data.labels.unique(return_inverse=True)[1]
+            means = torch.zeros(int(labels.max()) + 1, e.shape[1], dtype=e.dtype, device=e.device)
+            second = torch.cov(means.index_add_(0, labels, e).T)
+        else:
+            second = torch.cov(e.T) if idea.start == "pca" else e.T @ e
+        directions = torch.linalg.eigh(second).eigenvectors.flip(1)[:, : max(SIZES)]
         squares = x.T @ x
         W = torch.linalg.solve(squares + idea.ridge * squares.diagonal().mean() * eye, x.T @ (e @ directions))
-    return [W[:, :size].float().contiguous() for size in sizes]
+    return [W[:, :size].float().contiguous() for size in SIZES]
 
 
 def _subset(idea: Idea, data: Data) -> torch.Tensor:
@@ -309,7 +331,16 @@ WITHOUT = {
     "RKD": Idea(loss="rkd"),
     "PKT": Idea(loss="pkt"),
     "squared error": Idea(loss="mse"),
-    "gallery's rows": Idea(gallery=True),
+    "start from PCA of features": Idea(start="features"),
+    "embeddings alone": Idea(alone=True),
+    "half way": Idea(kept=0.5),
+    "turned images": Idea(also=("turned",)),
+    "mixed images": Idea(also=("mixed",)),
+    "turned and mixed images": Idea(also=("turned", "mixed")),
+    "turned and mixed images, subsets of 2048": Idea(also=("turned", "mixed"), rows=2048),
+    "turned and mixed images, subsets of 2048, 1000 steps": Idea(also=("turned", "mixed"), rows=2048, steps=1000),
+    "turned and mixed images, embeddings alone": Idea(also=("turned", "mixed"), alone=True),
+    "gallery's rows": Idea(also=("gallery",)),
 }
 WITH = {
     "prototype": LABELS,
@@ -349,7 +380,30 @@ WITH = {
     "hidden layer": replace(LABELS, hidden=1024),
     "relaxed contrastive": replace(LABELS, loss="relaxed"),
     "stopped by held-out classes": replace(LABELS, stop=True, steps=1000),
-    "gallery's rows": replace(LABELS, gallery=True),
+    "start from PCA of features": replace(LABELS, start="features"),
+    "start from PCA of class means": replace(LABELS, start="class means"),
+    "LDA as start, turned images, subsets of 2048": replace(LABELS, start="lda", also=("turned",), rows=2048),
+    "embeddings alone": replace(LABELS, alone=True),
+    "half way": replace(LABELS, kept=0.5),
+    "turned images": replace(LABELS, also=("turned",)),
+    "mixed images": replace(LABELS, also=("mixed",)),
+    "turned and mixed images": replace(LABELS, also=("turned", "mixed")),
+    "turned images, subsets of 1024": replace(LABELS, also=("turned",), rows=1024),
+    "turned images, subsets of 2048": replace(LABELS, also=("turned",), rows=2048),
+    "turned images, subsets of 2048, 1000 steps": replace(LABELS, also=("turned",), rows=2048, steps=1000),
+    "turned and mixed images, subsets of 2048": replace(LABELS, also=("turned", "mixed"), rows=2048),
+    "turned and mixed images, subsets of 2048, 1000 steps": replace(
+        LABELS, also=("turned", "mixed"), rows=2048, steps=1000
+    ),
+    "turned images, subsets of 2048, student's T = 0.1": replace(
+        LABELS, also=("turned",), rows=2048, temperature=0.1, teacher_temperature=0.05
+    ),
+    "turned images, subsets of 2048, λ = 0.5": replace(LABELS, also=("turned",), rows=2048, label_weight=0.5),
+    "turned images, subsets of 2048, embeddings alone": replace(LABELS, also=("turned",), rows=2048, alone=True),
+    "turned images, subsets of 2048, features as teacher too": replace(
+        LABELS, also=("turned",), rows=2048, teachers="e x"
+    ),
+    "gallery's rows": replace(LABELS, also=("gallery",)),
 }
 IDEAS = {
     **{f"with labels: {name}": idea for name, idea in WITH.items()},
@@ -369,42 +423,63 @@ def tested(job: Trial, ideas: list[str], device: str, until: float, cache: Path)
     setting = Setting(name, cache, epochs=epochs, choosing=True, device=device)
     model, _ = train(setting, Row(name, job.objective, LARGE, "baseline", job.seed))
     test = embedded(model.eval(), setting.test_batches())
-    views = [embedded(model, setting.train_batches(view)) for view in range(VIEWS)]
-    count = len(setting.train_labels)
-    data = Data(
-        *(torch.cat(parts) for parts in zip(*views, strict=True)),
-        setting.train_labels.repeat(VIEWS).to(device),
-        torch.arange(count, device=device).repeat(VIEWS),
-    )
+    data, further = _rows(model, setting)
+    own = _nobody(len(test.features), 10**6, device)
+    further["gallery"] = Data(*test, own, own)
     found = [("1,024 itself", LARGE, retrieval(test.embeddings, setting.test_labels))]
-    for size in SIZES:
+    for size in SIZES if TRAINED in ideas else ():
         small, _ = train(setting, Row(name, job.objective, size, "baseline", job.seed))
         of_small = embedded(small.eval(), setting.test_batches()).embeddings
-        found.append(("trained", size, retrieval(of_small, setting.test_labels)))
+        found.append((TRAINED, size, retrieval(of_small, setting.test_labels)))
     starts: dict[Any, list[torch.Tensor]] = {}
-    for way in ideas:
+    for way in (idea for idea in ideas if idea != TRAINED):
         if time.time() > until:
             break
         torch.manual_seed(job.seed)
-        maps = _made(IDEAS[way], data, test, starts)
+        maps, losses = _made(IDEAS[way], data, further, starts)
         with torch.no_grad():
-            found += [(way, z.shape[1], retrieval(z, setting.test_labels)) for z in maps(test.features)]
+            figures = [
+                {**retrieval(z, setting.test_labels), "loss": loss} for z, loss in zip(maps(test), losses, strict=True)
+            ]
+        found += [(way, size, figure) for size, figure in zip(SIZES, figures, strict=True)]
     return [{**job._asdict(), "way": way, "size": size, **figures, **where(device)} for way, size, figures in found]
 
 
-def _made(idea: Idea, data: Data, test: Rows, starts: dict) -> Callable:
+def _rows(model: nn.Sequential, setting: Setting) -> tuple[Data, dict[str, Data]]:
+    """Every view of the training images, and further rows."""
+    device, labels = setting.device, setting.train_labels.to(setting.device)
+    count, classes = len(labels), int(labels.max()) + 1
+
+    def joined(batches: list[list[torch.Tensor]]) -> Rows:
+        return Rows(*(torch.cat(parts) for parts in zip(*(embedded(model, b) for b in batches), strict=True)))
+
+    views = joined([setting.train_batches(view) for view in range(VIEWS)])
+    data = Data(*views, labels.repeat(VIEWS), torch.arange(count, device=device).repeat(VIEWS))
+    turned = joined([setting.turned_batches(way) for way in range(TURNS)])
+    of_turned = torch.cat([labels + classes * (way + 1) for way in range(TURNS)])
+    own = torch.arange(count * TURNS, device=device) + count
+    mixed = joined([setting.mixed_batches() for _ in range(VIEWS)])
+    nobody = _nobody(len(mixed.features), 0, device)
+    return data, {"turned": Data(*turned, of_turned, own), "mixed": Data(*mixed, nobody, nobody)}
+
+
+def _nobody(count: int, after: int, device: torch.device | str) -> torch.Tensor:
+    return -1 - after - torch.arange(count, device=device)
+
+
+def _made(idea: Idea, data: Data, further: dict[str, Data], starts: dict) -> Learned:
     if not idea.stop:
-        return learn(idea, data, SIZES, test, starts)
+        return learn(idea, data, further, starts)
     kept = data.labels % 5 > 0
     first = ~kept & (torch.arange(len(kept), device=kept.device) < len(kept) // VIEWS)
-    x, labels = data.x[first], data.labels[first].cpu()
+    rows, labels = Rows(data.x[first], data.e[first]), data.labels[first].cpu()
 
     @torch.no_grad()
     def judge(maps: Callable) -> float:
-        return sum(retrieval(z, labels)["mean_average_precision_at_r"] for z in maps(x))
+        return sum(retrieval(z, labels)["mean_average_precision_at_r"] for z in maps(rows))
 
     rest = Data(*(part[kept] for part in data))
-    return learn(idea, rest._replace(labels=rest.labels.unique(return_inverse=True)[1]), SIZES, test, starts, judge)
+    return learn(idea, rest._replace(labels=rest.labels.unique(return_inverse=True)[1]), further, starts, judge)
 
 
 def main() -> None:
@@ -413,7 +488,7 @@ def main() -> None:
     parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=OF_TRAINING)
     parser.add_argument("--objectives", nargs="+", choices=COMPARED, default=COMPARED)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
-    parser.add_argument("--ideas", nargs="+", choices=IDEAS, default=list(IDEAS))
+    parser.add_argument("--ideas", nargs="+", choices=[TRAINED, *IDEAS], default=[TRAINED, *IDEAS])
     parser.add_argument("--results", type=Path, default=PUBLISHED)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--device", default="cpu")

@@ -9,7 +9,7 @@ from images import EmojiDataset, make_augmentation
 from network import SmallResNet
 from torch import nn
 
-from study.pretrained import FEATURES, LastBlocks, activations
+from study.pretrained import FEATURES, TURNS, LastBlocks, activations, turn
 
 SETTINGS = ("frozen", "tuned", "scratch")
 EPOCHS = {"frozen": 10, "tuned": 5, "scratch": 4}
@@ -44,6 +44,7 @@ class Setting:
         if name == "scratch":
             train, test = EmojiDataset(train=True), EmojiDataset(train=False)
             self.train, self.train_labels = train.images[None], train.labels
+            self.turned = torch.stack([turn(train.images, way) for way in range(TURNS)])
             self.test, self.test_labels = test.images, test.labels
             self.features = SmallResNet.out_channels
             self.trunk_lr = self.head_lr = 3e-3
@@ -52,17 +53,20 @@ class Setting:
             made = activations(cache, device)
             kind = "_features" if name == "frozen" else ""
             self.train, self.test = made[f"train{kind}"], made[f"test{kind}"]
+            self.turned = made[f"turned{kind}"]
             self.train_labels, self.test_labels = made["train_labels"], made["test_labels"]
             self.features = FEATURES
             self.trunk_lr, self.head_lr = 1e-4, 1e-3
         if choosing:
             self._hold_out()
         self.train, self.test = self.train.to(self.device), self.test.to(self.device)
+        self.turned = self.turned.to(self.device)
 
     def _hold_out(self) -> None:
         held_out = self.train_labels % HELD_OUT == 0
         self.test, self.test_labels = self.train[0, held_out], self.train_labels[held_out]
         self.train, kept = self.train[:, ~held_out], self.train_labels[~held_out]
+        self.turned = self.turned[:, ~held_out]
         self.train_labels = kept.unique(return_inverse=True)[1]
 
     def trunk(self) -> nn.Module:
@@ -82,6 +86,16 @@ class Setting:
         if self.name == "scratch" and view:
             return [self._as_input(self.augment(x.float() / 255)) for x in self.train[0].split(512)]
         return self._plain(self.train[view])
+
+    def turned_batches(self, way: int) -> list[torch.Tensor]:
+        """The training images in order, turned: classes that nobody was trained on."""
+        return self._plain(self.turned[way])
+
+    def mixed_batches(self) -> list[torch.Tensor]:
+        """As many mixtures of two training images: nobody's class."""
+        first, second = torch.randint(len(self.train[0]), (2, len(self.train[0])))
+        share = 0.3 + 0.4 * torch.rand(len(first), *[1] * (self.train.dim() - 2), device=self.device)
+        return self._plain(share * self.train[0, first] + (1 - share) * self.train[-1, second])
 
     def test_batches(self) -> list[torch.Tensor]:
         return self._plain(self.test)
