@@ -32,15 +32,24 @@ class Rows:
         matrix: (N, k), floating point, finite: a tensor or array. A memory-mapped array is checked as it is read.
         device: where rows are wanted.
         dtype: what rows are wanted in.
+        rows: the numbers of those that will be asked for; None: all.
     """
 
-    def __init__(self, name: str, matrix: torch.Tensor | np.ndarray, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        name: str,
+        matrix: torch.Tensor | np.ndarray,
+        device: torch.device,
+        dtype: torch.dtype,
+        rows: np.ndarray | None = None,
+    ) -> None:
         self.name, self.device, self.dtype = name, device, dtype
         self.matrix = matrix.detach() if isinstance(matrix, torch.Tensor) else matrix
         self._checked = False
         if not isinstance(matrix, np.memmap):
-            for first in range(0, len(matrix), BLOCK_ROWS):
-                self._read(slice(first, first + BLOCK_ROWS))
+            for first in range(0, len(matrix) if rows is None else len(rows), BLOCK_ROWS):
+                block = slice(first, first + BLOCK_ROWS)
+                self._read(block if rows is None else rows[block])
             self._checked = True
 
     def __len__(self) -> int:
@@ -131,6 +140,7 @@ def train_maps(
     teachers: Sequence[Rows],
     sizes: Sequence[int],
     *,
+    rows: np.ndarray | None,
     labels: torch.Tensor | None,
     label_weight: float,
     temperature: float,
@@ -147,15 +157,16 @@ def train_maps(
         x: what is mapped, (N, F).
         teachers: whose similarities are kept, (N, k_i) each; x itself may be one.
         sizes: each d, at most F and at most the teachers' k_i together.
+        rows: the numbers of those to train on, (M,), of 0 to N - 1; None: all.
         labels: (N,), integers, `UNLABELLED` where not known; on the device of x.
         seed: decides which rows meet.
     """
     draw = np.random.default_rng(seed)
     objective = Objective(temperature, label_weight)
-    maps = start(x, teachers, sizes, draw)
+    maps = start(x, teachers, sizes, chosen(rows, len(x), START_ROWS, draw))
     optimizer = torch.optim.Adam(list(maps.values()), learning_rate)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-    plan = subsets(len(x), subset_rows, steps, draw)
+    plan = subsets(rows, len(x), subset_rows, steps, draw)
     on_device = torch.from_numpy(plan).to(x.device)
     text = ", ".join(map(str, maps))
     for step in tqdm(range(steps), desc=f"{x.columns} to {text}", unit="step", delay=3, leave=False):
@@ -169,14 +180,12 @@ def train_maps(
     return maps
 
 
-def start(
-    x: Rows, teachers: Sequence[Rows], sizes: Sequence[int], draw: np.random.Generator
-) -> dict[int, torch.Tensor]:
+def start(x: Rows, teachers: Sequence[Rows], sizes: Sequence[int], rows: np.ndarray) -> dict[int, torch.Tensor]:
     """The PCA of the teachers side by side, by ridge regression on x where x is not the teacher: (d, F) a size.
 
-    Of at most `START_ROWS` rows, so that time does not grow with N.
+    Args:
+        rows: those that it is computed from.
     """
-    rows = np.sort(draw.choice(len(x), min(START_ROWS, len(x)), replace=False))
     for space in {x, *teachers}:
         if not any(block.any() for block in side_by_side([space], rows)):
             raise ValueError(f"all rows of {space.name} are zero; see what was written there")
@@ -190,7 +199,8 @@ def start(
 
 
 def side_by_side(spaces: Sequence[Rows], rows: np.ndarray) -> Iterator[torch.Tensor]:
-    """Blocks of the rows, those of all spaces joined."""
+    """Blocks of the rows, in rising order, those of all spaces joined."""
+    rows = np.sort(rows)
     for first in range(0, len(rows), BLOCK_ROWS):
         block = rows[first : first + BLOCK_ROWS]
         yield torch.cat([space.take(block) for space in spaces], dim=1)
@@ -221,15 +231,23 @@ def regressed(
     return torch.linalg.solve(squares + ridge * torch.eye(len(squares), dtype=torch.float64), products).T.contiguous()
 
 
-def subsets(count: int, rows: int, steps: int, draw: np.random.Generator) -> np.ndarray:
-    """The rows that each step compares, (steps, rows): no row comes again before all have been taken.
+def chosen(rows: np.ndarray | None, count: int, wanted: int, draw: np.random.Generator) -> np.ndarray:
+    """At most so many of the rows, or of 0 to count - 1, in the order drawn; in time and memory of those wanted."""
+    if rows is None:
+        return draw.choice(count, min(wanted, count), replace=False)
+    return draw.choice(rows, min(wanted, len(rows)), replace=False)
+
+
+def subsets(rows: np.ndarray | None, count: int, subset_rows: int, steps: int, draw: np.random.Generator) -> np.ndarray:
+    """The rows that each step compares, (steps, subset_rows): none comes again before all have been taken.
 
     Args:
-        count: N. Where it is below `rows`, a subset is all of them.
+        rows, count: as in `chosen`. Where there are fewer than `subset_rows`, a subset is all of them.
     """
-    rows = min(rows, count)
-    drawn: list[np.ndarray] = []
-    while len(drawn) < steps:
-        wanted = min(count // rows, steps - len(drawn))
-        drawn += list(draw.choice(count, wanted * rows, replace=False).reshape(wanted, rows))
-    return np.sort(np.array(drawn, dtype=np.int64).reshape(steps, rows), axis=1)
+    count = count if rows is None else len(rows)
+    subset_rows = min(subset_rows, count)
+    plan = np.empty((steps, subset_rows), dtype=np.int64)
+    for first in range(0, steps, count // subset_rows):
+        block = plan[first : first + count // subset_rows]
+        block[:] = chosen(rows, count, block.size, draw).reshape(block.shape)
+    return np.sort(plan, axis=1)

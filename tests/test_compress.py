@@ -218,11 +218,25 @@ def test_it_is_the_same_under_inference_mode_and_autocast():
 
 
 def test_a_subset_holds_a_row_once_and_none_comes_again_before_all_have():
-    plan = engine.subsets(10, 3, 7, rng())
+    plan = engine.subsets(None, 10, 3, 7, rng())
     assert plan.shape == (7, 3)
     assert all(len(set(rows)) == 3 for rows in plan.tolist())
     assert len(set(plan[:3].flatten())) == 9
-    assert engine.subsets(4, 9, 2, rng()).tolist() == [[0, 1, 2, 3]] * 2
+    assert engine.subsets(None, 4, 9, 2, rng()).tolist() == [[0, 1, 2, 3]] * 2
+    assert engine.subsets(np.array([7, 3, 5]), 10, 3, 2, rng()).tolist() == [[3, 5, 7]] * 2
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_only_the_rows_chosen_are_looked_at(mapped, tmp_path):
+    x, labels = made()
+    rows = np.arange(0, 200, 2)
+    wanted = compress(x[rows], 4, labels=labels[rows], subset_rows=100, steps=20).weight
+    spoilt = x.copy()
+    spoilt[1::2] = np.nan
+    np.save(tmp_path / "x.npy", spoilt)
+    spoilt = tmp_path / "x.npy" if mapped else spoilt
+    found = compress(spoilt, 4, labels=labels, rows=rows, subset_rows=100, steps=20).weight
+    assert torch.equal(found, wanted)
 
 
 def test_labels_that_say_nothing_change_nothing():
@@ -306,6 +320,9 @@ def test_bad_embeddings_and_sizes_are_refused(arguments, error, says):
         ({"subset_rows": 1}, ValueError, "subset_rows must be at least 2"),
         ({"steps": -1}, ValueError, "steps must be at least 0"),
         ({"learning_rate": math.nan}, ValueError, "learning_rate must be finite"),
+        ({"rows": [0, 1]}, TypeError, "rows must be an array of integers"),
+        ({"rows": np.array([0])}, ValueError, "at least 2 numbers of 0 to 5"),
+        ({"rows": np.array([0, 6])}, ValueError, "at least 2 numbers of 0 to 5"),
         ({"seed": 1.5}, TypeError, "seed must be an int"),
         ({"device": "nowhere"}, ValueError, "cannot use the device 'nowhere'"),
     ],

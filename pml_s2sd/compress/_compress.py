@@ -28,6 +28,7 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
     *,
     labels: torch.Tensor | np.ndarray | Sequence[int] | None = None,
     features: Matrix | None = None,
+    rows: np.ndarray | None = None,
     label_weight: float = 0.3,
     temperature: float = 0.05,
     subset_rows: int = 512,
@@ -50,6 +51,7 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
         size: d, at most k (and F): of the map; or several, for a map each, the same as one alone.
         labels: y, (N,), integers, where classes are known: those of a class are drawn together. -1: not known.
         features: x, (N, F), as `embeddings`, where the map is to be taken of these instead.
+        rows: the numbers of the rows to train on, (M,), M at least 2, where not all are to be: no copy is made.
         label_weight: λ ≥ 0.
         temperature: T > 0.
         subset_rows: rows of a subset S.
@@ -82,7 +84,7 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
     sizes = list(size) if isinstance(size, Sequence) else [size]
     embeddings = opened("embeddings", embeddings)
     features = None if features is None else opened("features", features)
-    _check(embeddings, features, sizes)
+    _check(embeddings, features, rows, sizes)
     for name, value, least in (("subset_rows", subset_rows, 2), ("steps", steps, 0)):
         check_int(name, value, at_least=least)
     check_number("label_weight", label_weight, at_least=0)
@@ -96,13 +98,14 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
     wide = [matrix for matrix in (embeddings, features) if matrix is not None and matrix.dtype.itemsize > 4]
     dtype = torch.float64 if wide else torch.float32
     y = None if labels is None else checked_labels(labels, len(embeddings)).to(device)
-    e = Rows("embeddings", embeddings, device, dtype)
-    x = e if features is None else Rows("features", features, device, dtype)
+    e = Rows("embeddings", embeddings, device, dtype, rows)
+    x = e if features is None else Rows("features", features, device, dtype, rows)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         maps = train_maps(
             x,
             [e],
             sizes,
+            rows=rows,
             labels=y,
             label_weight=label_weight,
             temperature=temperature,
@@ -133,16 +136,7 @@ def _layer(weight: torch.Tensor) -> torch.nn.Linear:
 def opened(name: str, matrix: Any) -> torch.Tensor | np.ndarray:
     """A matrix (N, k), floating point, of a tensor, an array, or the path of a .npy file (memory-mapped)."""
     if isinstance(matrix, str | os.PathLike):
-        path = Path(matrix)
-        if not path.is_file():
-            raise FileNotFoundError(f"no file {path} for {name}; expected a .npy file of shape (N, k)")
-        try:
-            matrix = np.load(path, mmap_mode="r")
-        except (ValueError, EOFError, OSError) as error:
-            raise ValueError(
-                f"cannot read {name} from {path} ({path.stat().st_size:,} bytes): it is cut short, or no .npy file "
-                f"({error}); write it again with numpy.save"
-            ) from error
+        matrix = mapped(name, Path(matrix))
     if not isinstance(matrix, torch.Tensor | np.ndarray):
         raise TypeError(
             f"{name} must be a tensor or array of shape (N, k), or the path of a .npy file, got {type(matrix).__name__}"
@@ -155,10 +149,29 @@ def opened(name: str, matrix: Any) -> torch.Tensor | np.ndarray:
     return matrix
 
 
-def _check(embeddings: Any, features: Any, sizes: list[int]) -> None:
+def mapped(name: str, path: Path) -> np.ndarray:
+    """The array of a .npy file, memory-mapped."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path} for {name}; expected a .npy file")
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(
+            f"cannot read {name} from {path} ({path.stat().st_size:,} bytes): it is cut short, or no .npy file "
+            f"({error}); write it again with numpy.save"
+        ) from error
+    return array
+
+
+def _check(embeddings: Any, features: Any, rows: Any, sizes: list[int]) -> None:
     N, k = embeddings.shape
     if N < 2:
         raise ValueError("embeddings has one row, which has nothing to be similar to; give at least 2")
+    if rows is not None:
+        if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "iu":
+            raise TypeError(f"rows must be an array of integers, the numbers of rows, got {type(rows).__name__}")
+        if rows.ndim != 1 or len(rows) < 2 or rows.min() < 0 or rows.max() >= N:
+            raise ValueError(f"rows must be at least 2 numbers of 0 to {N - 1}, got shape {rows.shape}")
     if features is not None and len(features) != N:
         raise ValueError(f"features has {len(features)} rows and embeddings {N}; give both of the same samples")
     if not sizes:
