@@ -13,11 +13,9 @@ from tqdm import tqdm
 from .distillation import row_log_probs
 
 START_ROWS = 2**15
-"""Rows that the start is computed from, at most."""
+"""Rows that the principal axes are computed from, at most."""
 BLOCK_ROWS = 2**11
 """Rows that are read at a time where more than a subset is needed."""
-RIDGE = 1e-3
-"""The ridge of the start's regression on features, as a share of their mean variance."""
 UNLABELLED = -1
 """The label of a row whose class is not known."""
 
@@ -151,84 +149,80 @@ def train_maps(
 ) -> dict[int, torch.Tensor]:
     """The map for each size, W of shape (d, F): what one of them is does not depend on the others.
 
-    They are trained side by side, so that rows are read, and teachers compared, once for all.
+    They are trained side by side, so that rows are read, and teachers compared, once for all. Each starts from the PCA
+    of x. What Adam trains is not W but M, in W = M Bᵀ, B the principal axes of x, each scaled by the square root of its
+    standard deviation. For Adam moves every coordinate alike: those of W also along directions in which the training
+    rows hardly vary, and there classes that were not seen suffer.
 
     Args:
         x: what is mapped, (N, F).
         teachers: whose similarities are kept, (N, k_i) each; x itself may be one.
-        sizes: each d, at most F and at most the teachers' k_i together.
+        sizes: each d, at most F.
         rows: the numbers of those to train on, (M,), of 0 to N - 1; None: all.
         labels: (N,), integers, `UNLABELLED` where not known; on the device of x.
         seed: decides which rows meet.
     """
     draw = np.random.default_rng(seed)
     objective = Objective(temperature, label_weight)
-    maps = start(x, teachers, sizes, chosen(rows, len(x), START_ROWS, draw))
-    optimizer = torch.optim.Adam(list(maps.values()), learning_rate)
+    axes = principal_axes(blocks_of(x, np.sort(chosen(rows, len(x), START_ROWS, draw))))
+    scale = axes.pace().sqrt()
+    B = (axes.directions * scale).to(x.device, x.dtype)
+    trained = {size: torch.diag(1 / scale)[:size].to(B) for size in dict.fromkeys(sizes)}
+    optimizer = torch.optim.Adam(list(trained.values()), learning_rate)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     plan = subsets(rows, len(x), subset_rows, steps, draw)
     on_device = torch.from_numpy(plan).to(x.device)
-    text = ", ".join(map(str, maps))
+    text = ", ".join(map(str, trained))
     for step in tqdm(range(steps), desc=f"{x.columns} to {text}", unit="step", delay=3, leave=False):
         x_S = x.take(on_device[step] if x.on_device else plan[step])
         e_S = [x_S if e is x else e.take(on_device[step] if e.on_device else plan[step]) for e in teachers]
         q = objective.teacher_probs(e_S, None if labels is None else labels[on_device[step]])
-        for weight in maps.values():
-            weight.grad = objective.gradient(weight, x_S, q)
+        for M in trained.values():
+            M.grad = objective.gradient(M @ B.T, x_S, q) @ B
         optimizer.step()
         decay.step()
-    return maps
+    return {size: M @ B.T for size, M in trained.items()}
 
 
-def start(x: Rows, teachers: Sequence[Rows], sizes: Sequence[int], rows: np.ndarray) -> dict[int, torch.Tensor]:
-    """The PCA of the teachers side by side, by ridge regression on x where x is not the teacher: (d, F) a size.
+class Axes(NamedTuple):
+    """The principal axes of rows: the eigenvectors of their covariance, and the variance along each, falling.
 
-    Args:
-        rows: those that it is computed from.
+    Attributes:
+        directions: (F, F), orthonormal columns, float64, on the CPU.
+        variances: (F,).
     """
-    for space in {x, *teachers}:
-        if not any(block.any() for block in side_by_side([space], rows)):
-            raise ValueError(f"all rows of {space.name} are zero; see what was written there")
-    directions = principal_directions(side_by_side(teachers, rows), max(sizes))
-    if len(teachers) == 1 and teachers[0] is x:
-        weight = directions
-    else:
-        weight = regressed(side_by_side([x], rows), side_by_side(teachers, rows), directions)
-    weight = weight.to(x.device, x.dtype)
-    return {size: weight[:size].clone() for size in dict.fromkeys(sizes)}
+
+    directions: torch.Tensor
+    variances: torch.Tensor
+
+    def pace(self) -> torch.Tensor:
+        """(F,), the standard deviation along each axis, by its mean over the variance that there is."""
+        variances = self.variances.clamp_min(1e-12 * self.variances[0].clamp_min(1e-30))
+        deviations = variances.sqrt()
+        return deviations * variances.sum() / (deviations * variances).sum()
 
 
-def side_by_side(spaces: Sequence[Rows], rows: np.ndarray) -> Iterator[torch.Tensor]:
-    """Blocks of the rows, in rising order, those of all spaces joined."""
-    rows = np.sort(rows)
-    for first in range(0, len(rows), BLOCK_ROWS):
-        block = rows[first : first + BLOCK_ROWS]
-        yield torch.cat([space.take(block) for space in spaces], dim=1)
-
-
-def principal_directions(blocks: Iterator[torch.Tensor], count: int) -> torch.Tensor:
-    """The directions of largest variance, (count, k), orthonormal, in falling order; float64, on the CPU."""
+def principal_axes(blocks: Iterator[torch.Tensor]) -> Axes:
+    """Of all rows of the blocks, (n, F) each."""
     n, total, squares = 0, torch.zeros(()), torch.zeros(())
     for block in blocks:
         n += len(block)
         total = total.to(block) + block.sum(dim=0)
         squares = squares.to(block) + block.T @ block
     mean = total.double().cpu() / n
-    covariance = squares.double().cpu() / n - torch.outer(mean, mean)
-    return torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :count].T.contiguous()
+    variances, directions = torch.linalg.eigh(squares.double().cpu() / n - torch.outer(mean, mean))
+    return Axes(directions.flip(1), variances.flip(0))
 
 
-def regressed(
-    features: Iterator[torch.Tensor], embeddings: Iterator[torch.Tensor], directions: torch.Tensor
-) -> torch.Tensor:
-    """The map from features that comes nearest to the embeddings along the directions, (count, F), by ridge."""
-    squares, products = torch.zeros(()), torch.zeros(())
-    for x, e in zip(features, embeddings, strict=True):
-        squares = squares.to(x) + x.T @ x
-        products = products.to(x) + x.T @ (e @ directions.T.to(e))
-    squares, products = squares.double().cpu(), products.double().cpu()
-    ridge = RIDGE * squares.diagonal().mean()
-    return torch.linalg.solve(squares + ridge * torch.eye(len(squares), dtype=torch.float64), products).T.contiguous()
+def blocks_of(x: Rows, rows: np.ndarray) -> Iterator[torch.Tensor]:
+    """The rows, a block at a time."""
+    some = False
+    for first in range(0, len(rows), BLOCK_ROWS):
+        block = x.take(rows[first : first + BLOCK_ROWS])
+        some = some or bool(block.any())
+        yield block
+    if not some:
+        raise ValueError(f"all rows of {x.name} are zero; see what was written there")
 
 
 def chosen(rows: np.ndarray | None, count: int, wanted: int, draw: np.random.Generator) -> np.ndarray:

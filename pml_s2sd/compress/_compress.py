@@ -33,7 +33,7 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
     temperature: float = 0.05,
     subset_rows: int = 512,
     steps: int = 300,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 3e-3,
     seed: int | torch.Generator = 0,
     device: str | torch.device | None = None,
 ) -> torch.nn.Linear | dict[int, torch.nn.Linear]:
@@ -48,7 +48,7 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
         embeddings: e, (N, k), N at least 2, of any model: a tensor or array of float16, float32 or float64,
             memory-mapped or not, or the path of a .npy file, which is then memory-mapped. The length of a row
             does not matter; a row of zeros has no direction, and is passed over.
-        size: d, at most k (and F): of the map; or several, for a map each, the same as one alone.
+        size: d, at most F: of the map; or several, for a map each, the same as one alone.
         labels: y, (N,), integers, where classes are known: those of a class are drawn together. -1: not known.
         features: x, (N, F), as `embeddings`, where the map is to be taken of these instead.
         rows: the numbers of the rows to train on, (M,), M at least 2, where not all are to be: no copy is made.
@@ -164,7 +164,7 @@ def mapped(name: str, path: Path) -> np.ndarray:
 
 
 def _check(embeddings: Any, features: Any, rows: Any, sizes: list[int]) -> None:
-    N, k = embeddings.shape
+    N = len(embeddings)
     if N < 2:
         raise ValueError("embeddings has one row, which has nothing to be similar to; give at least 2")
     if rows is not None:
@@ -176,13 +176,13 @@ def _check(embeddings: Any, features: Any, rows: Any, sizes: list[int]) -> None:
         raise ValueError(f"features has {len(features)} rows and embeddings {N}; give both of the same samples")
     if not sizes:
         raise ValueError("size is an empty list; give at least one size")
-    largest = k if features is None else min(k, features.shape[1])
+    largest = (embeddings if features is None else features).shape[1]
     for size in sizes:
         check_int("size", size, at_least=1)
         if size > largest:
             raise ValueError(
                 f"size must be at most {largest}, the dimensions that there are, got {size}; a linear map adds none: "
-                "leave the embeddings as they are"
+                "leave them as they are"
             )
 
 

@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 import torch
 
-from .._similarity_map import START_ROWS, UNLABELLED, principal_directions
+from .._similarity_map import START_ROWS, UNLABELLED, principal_axes
 from ..accuracy import RetrievalAccuracyCalculator
 from ._compress import compress
 from ._formats import linear_transform
@@ -101,8 +101,9 @@ def measure(embeddings: np.ndarray, size: int, labels: np.ndarray | None, *, see
 
 def pca(rows: np.ndarray, size: int) -> Callable[[np.ndarray], np.ndarray]:
     """The usual one, about the mean."""
-    mean, directions = rows.mean(axis=0), principal_directions(iter([torch.from_numpy(rows)]), size).float().numpy()
-    return lambda x: (x - mean) @ directions.T
+    mean = rows.mean(axis=0)
+    directions = principal_axes(iter([torch.from_numpy(rows)])).directions[:, :size].float().numpy()
+    return lambda x: (x - mean) @ directions
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
