@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from pml_s2sd import compress
 from study.compress_tables import tables
-from study.pretrained import VIEWS, activations
+from study.pretrained import TURNS, VIEWS, activations
 from study.questions import COMPARED, SEEDS, Row
 from study.settings import Setting
 from study.training import retrieval, train
@@ -66,9 +66,7 @@ def measured(job: Training, device: str, cache: Path) -> list[dict[str, Any]]:
     test = embedded(model, setting.test_batches())
     found = [("trained", job.trained, {**retrieval(test.embeddings, setting.test_labels), **took})]
     if job.trained == LARGE:
-        views = [embedded(model, setting.train_batches(view)) for view in range(VIEWS)]
-        rows = Rows(*(torch.cat(parts) for parts in zip(*views, strict=True)))
-        found += cuts(rows, setting.train_labels.repeat(VIEWS).to(device), test, setting.test_labels, job.seed)
+        found += cuts(model, setting, test, job.seed)
     return [{**job._asdict(), "way": way, "size": size, **figures, **where(device)} for way, size, figures in found]
 
 
@@ -95,34 +93,44 @@ class Rows(NamedTuple):
 
 
 @torch.no_grad()
-def embedded(model: nn.Sequential, batches: Sequence[torch.Tensor]) -> Rows:
+def embedded(model: nn.Sequential, *views: Sequence[torch.Tensor]) -> Rows:
+    """Of batches, or several views of them one after the other."""
     trunk, embedder = model
-    maps = [trunk(batch) for batch in batches]
+    maps = [trunk(batch) for batches in views for batch in batches]
     features = torch.cat([x.mean((2, 3)) if x.dim() == 4 else x for x in maps])
     return Rows(features, nn.functional.normalize(embedder(features)))
 
 
-def cuts(
-    rows: Rows, labels: torch.Tensor, test: Rows, test_labels: torch.Tensor, seed: int
-) -> Iterator[tuple[str, int, dict[str, float]]]:
+def cuts(model: nn.Sequential, setting: Setting, test: Rows, seed: int) -> Iterator[tuple[str, int, dict[str, float]]]:
     """(way, size, figures) of every way to make small embeddings of the large ones, on the unseen classes."""
+    rows = embedded(model, *(setting.train_batches(view) for view in range(VIEWS)))
+    labels = setting.train_labels.repeat(VIEWS).to(setting.device)
     pca = PCA(max(CUTS), svd_solver="covariance_eigh").fit(rows.embeddings.cpu().numpy())
-    directions = torch.from_numpy(pca.transform(test.embeddings.cpu().numpy()))
+    projected = torch.from_numpy(pca.transform(test.embeddings.cpu().numpy())).to(setting.device)
     for size in CUTS:
-        yield "PCA", size, retrieval(directions[:, :size], test_labels)
-    for way, options in {
-        "compressed": {"features": rows.features},
-        "compressed, embeddings alone": {},
-        "compressed with labels": {"features": rows.features, "labels": labels},
-    }.items():
+        yield "PCA", size, retrieval(projected[:, :size], setting.test_labels)
+    turned = embedded(model, *(setting.turned_batches(way) for way in range(TURNS)))
+    new_classes = (int(labels.max()) + 1) * torch.arange(1, TURNS + 1, device=setting.device)
+    of_turned = (setting.train_labels.to(setting.device) + new_classes[:, None]).flatten()
+    more = Rows(*(torch.cat(pair) for pair in zip(rows, turned, strict=True)))
+    for way, learned, options in [
+        ("compressed", rows, {"features": rows.features}),
+        ("compressed, embeddings alone", rows, {}),
+        ("compressed with labels", rows, {"features": rows.features, "labels": labels}),
+        (
+            "compressed with labels, turned images",
+            more,
+            {"features": more.features, "labels": torch.cat([labels, of_turned]), "subset_rows": 2048},
+        ),
+    ]:
         started = time.perf_counter()
-        maps = compress(rows.embeddings, list(CUTS), seed=seed, **options)
+        maps = compress(learned.embeddings, list(CUTS), seed=seed, **options)
         seconds = round(time.perf_counter() - started, 2)
         for size in CUTS:
             x = test.features if "features" in options else test.embeddings
             with torch.no_grad():
                 z = maps[size](nn.functional.normalize(x))
-            yield way, size, {**retrieval(z, test_labels), "seconds": seconds}
+            yield way, size, {**retrieval(z, setting.test_labels), "seconds": seconds}
 
 
 def wanted(chosen: argparse.Namespace, there: Sequence[dict[str, Any]]) -> list[Training]:

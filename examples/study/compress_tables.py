@@ -51,6 +51,7 @@ COLUMNS = {
     "compressed to 32": (1024, "compressed", 32),
     "32, embeddings alone": (1024, "compressed, embeddings alone", 32),
     "32, with labels": (1024, "compressed with labels", 32),
+    "32, with labels, turned images": (1024, "compressed with labels, turned images", 32),
     "PCA to 64": (1024, "PCA", 64),
     "64": (1024, "compressed", 64),
     "64, with labels": (1024, "compressed with labels", 64),

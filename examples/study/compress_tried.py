@@ -450,15 +450,12 @@ def _rows(model: nn.Sequential, setting: Setting) -> tuple[Data, dict[str, Data]
     device, labels = setting.device, setting.train_labels.to(setting.device)
     count, classes = len(labels), int(labels.max()) + 1
 
-    def joined(batches: list[list[torch.Tensor]]) -> Rows:
-        return Rows(*(torch.cat(parts) for parts in zip(*(embedded(model, b) for b in batches), strict=True)))
-
-    views = joined([setting.train_batches(view) for view in range(VIEWS)])
+    views = embedded(model, *(setting.train_batches(view) for view in range(VIEWS)))
     data = Data(*views, labels.repeat(VIEWS), torch.arange(count, device=device).repeat(VIEWS))
-    turned = joined([setting.turned_batches(way) for way in range(TURNS)])
+    turned = embedded(model, *(setting.turned_batches(way) for way in range(TURNS)))
     of_turned = torch.cat([labels + classes * (way + 1) for way in range(TURNS)])
     own = torch.arange(count * TURNS, device=device) + count
-    mixed = joined([setting.mixed_batches() for _ in range(VIEWS)])
+    mixed = embedded(model, *(setting.mixed_batches() for _ in range(VIEWS)))
     nobody = _nobody(len(mixed.features), 0, device)
     return data, {"turned": Data(*turned, of_turned, own), "mixed": Data(*mixed, nobody, nobody)}
 
