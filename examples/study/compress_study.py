@@ -3,7 +3,8 @@
     PYTHONPATH=examples python -m study.compress_study                                  # tables of what is published
     PYTHONPATH=examples python -m study.compress_study --measure --device cuda --processes 16
     PYTHONPATH=examples python -m study.compress_study --measure --trainings "tuned 5" --objectives supcon --seeds 0
-    PYTHONPATH=examples python -m study.compress_study --publish                        # and write the page's tables
+    PYTHONPATH=examples python -m study.compress_study --publish                        # and write the page's tables,
+                                                                                        # those of compress_tried too
 
 One JSON line a result, appended to --results as it comes; a result that is there is not measured again.
 """
@@ -27,13 +28,14 @@ from torch import nn
 from tqdm import tqdm
 
 from pml_s2sd import compress
-from study.compress_tables import tables
+from study.compress_tables import CUTS, tables, tried
 from study.pretrained import TURNS, VIEWS, activations
 from study.questions import COMPARED, SEEDS, Row
 from study.settings import Setting
 from study.training import retrieval, train
 
 PUBLISHED = Path(__file__).parent / "compress.jsonl"
+TRIED = PUBLISHED.with_name("compress_tried.jsonl")
 PAGE = Path(__file__).parents[2] / "docs" / "compress_study.md"
 BEGIN, END = "<!-- tables, written by compress_study.py --publish -->", "<!-- end of tables -->"
 TRAININGS = {
@@ -45,7 +47,6 @@ TRAININGS = {
 """Setting and epochs; the longest first."""
 LARGE = 1024
 TRAINED = (LARGE, 32, 64, 128)
-CUTS = (8, 16, 32, 64)
 
 
 class Training(NamedTuple):
@@ -188,6 +189,7 @@ def main() -> None:
     text = tables(read(chosen.results))
     print(text)
     if chosen.publish:
+        text += "\n\n## What was tried\n\n" + tried(read(TRIED))
         page = PAGE.read_text()
         before, after = page[: page.index(BEGIN)], page[page.index(END) :]
         write_text(PAGE, f"{before}{BEGIN}\n\n{text}\n\n{after}")

@@ -22,14 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from study.compress_study import LARGE, TRAININGS, Rows, embedded, in_parallel, read, where
+from study.compress_study import LARGE, TRAININGS, TRIED, Rows, embedded, in_parallel, read, where
 from study.compress_tables import tried
 from study.pretrained import TURNS, VIEWS
 from study.questions import COMPARED, Row
 from study.settings import Setting
 from study.training import retrieval, train
 
-PUBLISHED = Path(__file__).parent / "compress_tried.jsonl"
 SIZES = (32, 64)
 SEEDS = (100, 101, 102)
 TRAINED = "trained"
@@ -67,6 +66,7 @@ class Idea:
         also: further rows: "turned" images, classes of their own; "mixed" ones, nobody's class; the "gallery", which is
             the test rows without labels.
         alone: the map is taken of the embeddings, not of the features.
+        paced: Adam moves along the principal axes of what is mapped, further where rows vary more, as `compress` does.
         kept: the map is this far from its start towards what was learned.
     """
 
@@ -93,6 +93,7 @@ class Idea:
     stop: bool = False
     also: tuple[str, ...] = ()
     alone: bool = False
+    paced: bool = False
     kept: float = 1.0
 
 
@@ -116,7 +117,8 @@ def learn(idea: Idea, data: Data, further: dict[str, Data], starts: dict, judge:
     key = (idea.start, idea.ridge, idea.views, idea.smooth, idea.centred, idea.also, idea.alone, idea.stop)
     if key not in starts:
         starts[key] = _start(idea, data._replace(x=data.x - mean))
-    weights = [w.clone().requires_grad_() for w in starts[key]]
+    axes, back = _axes(data.x - mean) if idea.paced else (None, None)
+    weights = [(w.clone() if back is None else back @ w).requires_grad_() for w in starts[key]]
     hidden = _Hidden(data.x.shape[1], idea.hidden).to(data.x.device) if idea.hidden else None
     biases = [w.new_zeros(w.shape[1]).requires_grad_() for w in weights] if idea.centred else []
     parameters = [*weights, *biases, *(hidden.parameters() if hidden else ())]
@@ -125,7 +127,7 @@ def learn(idea: Idea, data: Data, further: dict[str, Data], starts: dict, judge:
         return of_rows(F.normalize(rows.embeddings if idea.alone else rows.features) - mean)
 
     def of_rows(x: torch.Tensor) -> list[torch.Tensor]:
-        z = [x @ w for w in weights]
+        z = [x @ w if axes is None else x @ (axes @ w) for w in weights]
         if biases:
             z = [a + b for a, b in zip(z, biases, strict=True)]
         if hidden:
@@ -154,9 +156,17 @@ def learn(idea: Idea, data: Data, further: dict[str, Data], starts: dict, judge:
             for p, value in zip(parameters, best[1], strict=True):
                 p.copy_(value)
     with torch.no_grad():
-        for w, first in zip(weights, starts[key], strict=True):
+        for w, first in zip(weights, starts[key] if back is None else [back @ w for w in starts[key]], strict=True):
             w.lerp_(first, 1 - idea.kept)
     return maps, torch.stack(last).mean(0).tolist() if last else [math.nan] * len(SIZES)
+
+
+def _axes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What maps are trained in, (F, F), and its inverse: the principal axes, each longer where rows vary more."""
+    variance, axes = torch.linalg.eigh(torch.cov(x.double().T))
+    pace = (variance / variance[-1]).clamp_min(1e-12).sqrt()
+    pace = pace * variance.sum() / (pace * variance).sum()
+    return (axes * pace.sqrt()).float(), (axes / pace.sqrt()).T.float()
 
 
 class _Hidden(nn.Module):
@@ -301,6 +311,8 @@ def _loss(
 
 
 LABELS = Idea(label_weight=0.3)
+CHOSEN = Idea(start="features", rate=3e-3, paced=True)
+"""What `compress` does."""
 _LONG = {"rows": 2048, "steps": 1000}
 WITHOUT = {
     "prototype": Idea(),
@@ -332,6 +344,9 @@ WITHOUT = {
     "PKT": Idea(loss="pkt"),
     "squared error": Idea(loss="mse"),
     "start from PCA of features": Idea(start="features"),
+    "start from PCA of features, rate 3e-3": Idea(start="features", rate=3e-3),
+    "chosen": CHOSEN,
+    "chosen, embeddings alone": replace(CHOSEN, alone=True),
     "embeddings alone": Idea(alone=True),
     "half way": Idea(kept=0.5),
     "turned images": Idea(also=("turned",)),
@@ -340,6 +355,8 @@ WITHOUT = {
     "turned and mixed images, subsets of 2048": Idea(also=("turned", "mixed"), rows=2048),
     "turned and mixed images, subsets of 2048, 1000 steps": Idea(also=("turned", "mixed"), rows=2048, steps=1000),
     "turned and mixed images, embeddings alone": Idea(also=("turned", "mixed"), alone=True),
+    "chosen, the gallery's rows alone": replace(CHOSEN, views=0, also=("gallery",)),
+    "chosen, the gallery's rows too": replace(CHOSEN, also=("gallery",)),
     "gallery's rows": Idea(also=("gallery",)),
 }
 WITH = {
@@ -381,6 +398,8 @@ WITH = {
     "relaxed contrastive": replace(LABELS, loss="relaxed"),
     "stopped by held-out classes": replace(LABELS, stop=True, steps=1000),
     "start from PCA of features": replace(LABELS, start="features"),
+    "start from PCA of features, rate 3e-3": replace(LABELS, start="features", rate=3e-3),
+    "chosen": replace(CHOSEN, label_weight=0.3),
     "start from PCA of class means": replace(LABELS, start="class means"),
     "LDA as start, turned images, subsets of 2048": replace(LABELS, start="lda", also=("turned",), rows=2048),
     "embeddings alone": replace(LABELS, alone=True),
@@ -486,7 +505,7 @@ def main() -> None:
     parser.add_argument("--objectives", nargs="+", choices=COMPARED, default=COMPARED)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--ideas", nargs="+", choices=[TRAINED, *IDEAS], default=[TRAINED, *IDEAS])
-    parser.add_argument("--results", type=Path, default=PUBLISHED)
+    parser.add_argument("--results", type=Path, default=TRIED)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--processes", type=int, default=1)
