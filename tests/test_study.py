@@ -8,10 +8,11 @@ import pytest
 import torch
 from pytorch_metric_learning import losses
 from scipy import stats
+from study import compress_tables
 from study.questions import COMPARED, QUESTIONS, Row
 from study.study import PUBLISHED, made_by, read
 from study.tables import Found, compare, gain, tables
-from study.training import OBJECTIVES, Matryoshka
+from study.training import OBJECTIVES, Matryoshka, on_device, retrieval
 from study.ways import WAYS
 
 
@@ -97,3 +98,33 @@ def test_the_tables_of_the_docs_are_those_of_the_published_runs():
     docs = (PUBLISHED.parents[2] / "docs" / "study.md").read_text()
     for table in re.split(r"\n\n(?=###)", tables(published)):
         assert table in docs, table.splitlines()[0]
+
+
+def test_retrieval_on_a_device_is_that_of_the_calculator():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 20, (90,), generator=generator)
+    labels[-1] = 99  # nobody else's class: no query
+    z = torch.nn.functional.normalize(torch.randn(90, 6, generator=generator))
+    here = {metric: round(100 * value, 3) for metric, value in on_device(z, labels).items()}
+    assert here == pytest.approx(retrieval(z, labels), abs=1e-3)
+
+
+def test_compress_is_counted_against_pca_and_against_training():
+    def results(way, trained, size, recalls):
+        common = {"training": "tuned 5", "objective": "supcon", "trained": trained, "way": way, "size": size}
+        figures = {"device": "CPU", "torch": "2"}
+        return [
+            {**common, **figures, "seed": seed, "precision_at_1": r, "mean_average_precision_at_r": r - 20}
+            for seed, r in enumerate(recalls)
+        ]
+
+    text = compress_tables.tables(
+        results("trained", 64, 64, [40.0, 42.0])
+        + results("PCA", 1024, 32, [41.0, 41.0])
+        + results("compressed with labels", 1024, 32, [42.0, 43.0])
+    )
+    half = stats.t.ppf(0.975, 1) * 0.5**0.5 / 2**0.5  # differences 2 and 1
+    lines = cells(text)
+    assert ["tuned 5", "supcon", *2 * [f"+1.5 ± {half:.1f}"], "", ""] in lines
+    assert ["tuned 5", "compressed with labels", "trained at 64, from 32", "1", *2 * ["1", "0", "0"]] in lines
+    assert ["supcon", "32", "41.0 / 21.0", "", "", f"+1.5 ± {half:.1f} / +1.5 ± {half:.1f}", ""] in lines

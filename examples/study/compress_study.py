@@ -35,8 +35,10 @@ from study.settings import Setting
 from study.training import retrieval, train
 
 PUBLISHED = Path(__file__).parent / "compress.jsonl"
+OF_STUDY = PUBLISHED.with_name("results.jsonl")
 TRIED = PUBLISHED.with_name("compress_tried.jsonl")
-PAGE = Path(__file__).parents[2] / "docs" / "compress_study.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "compress_study.md"
 BEGIN, END = "<!-- tables, written by compress_study.py --publish -->", "<!-- end of tables -->"
 TRAININGS = {
     "tuned 15": ("tuned", 15),
@@ -186,13 +188,17 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.measure:
         in_parallel(chosen, measured, wanted(chosen, read(chosen.results)), chosen.device)
-    text = tables(read(chosen.results))
+    text = tables(read(chosen.results), read(OF_STUDY))
     print(text)
     if chosen.publish:
         text += "\n\n## What was tried\n\n" + tried(read(TRIED))
-        page = PAGE.read_text()
-        before, after = page[: page.index(BEGIN)], page[page.index(END) :]
-        write_text(PAGE, f"{before}{BEGIN}\n\n{text}\n\n{after}")
+        write_text(PAGE, written_between(PAGE, BEGIN, END, text))
+
+
+def written_between(page: Path, begin: str, end: str, text: str) -> str:
+    """The page with this text between two marks."""
+    before, _, rest = page.read_text().partition(begin)
+    return f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}"
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def by_seed(records: Iterable[dict[str, Any]]) -> Found:
     return dict(found)
 
 
-def tables(records: Sequence[dict[str, Any]]) -> str:
+def tables(records: Sequence[dict[str, Any]], on_cpu: Sequence[dict[str, Any]] = ()) -> str:
+    """Everything that is published of `records`; `on_cpu` are the study's own, of which some are the same trainings."""
     found = by_seed(records)
     trainings = sorted({record["training"] for record in records})
     parts = [_made_with(records), "### In short\n\n" + _in_short(found, trainings)]
@@ -38,7 +39,42 @@ def tables(records: Sequence[dict[str, Any]]) -> str:
     for goal in GOALS:
         parts.append(f"### {goal.title}, less {goal.other_title}\n\n{_differences(found, trainings, goal)}")
     parts += [f"### Less PCA, {training} epochs\n\n{_against_pca(found, training)}" for training in trainings]
-    return "\n\n".join(parts)
+    same = _same_on_cpu(found, on_cpu)
+    return "\n\n".join([*parts, *([f"### The same trainings on a CPU\n\n{same}"] if same else [])])
+
+
+def _same_on_cpu(found: Found, on_cpu: Sequence[dict[str, Any]]) -> str:
+    """Models trained at the small size that the study's table has too, made there on a CPU."""
+    theirs: Found = defaultdict(lambda: {metric: {} for metric in METRICS})
+    for record in on_cpu:
+        if record["way"] == "baseline":
+            key = (
+                f"{record['setting']} {record['epochs']}",
+                record["objective"],
+                record["size"],
+                "trained",
+                record["size"],
+            )
+            for metric in METRICS:
+                theirs[key][metric][record["seed"]] = record[metric]
+    rows = [
+        [
+            key[0],
+            key[1],
+            str(key[2]),
+            *(cell for m in METRICS for cell in (mean(theirs[key][m]), gain(theirs[key][m], found[key][m]))),
+        ]
+        for key in sorted(found)
+        if key in theirs
+    ]
+    header = ["training", "objective", "d"]
+    for title in METRICS.values():
+        header += [f"{title} on a CPU", "difference here"]
+    return markdown_table(header, rows) if rows else ""
+
+
+def mean(by_seed: dict[int, float]) -> str:
+    return f"{statistics.mean(by_seed.values()):.1f}"
 
 
 def _made_with(records: Sequence[dict[str, Any]]) -> str:

@@ -1,0 +1,59 @@
+"""Recall against bytes: codes of the study's embeddings of 1,024 dimensions, compressed, by PCA, and as they are.
+
+    PYTHONPATH=examples python -m study.compress_codes               # one training, minutes; prints the table
+    PYTHONPATH=examples python -m study.compress_codes --publish     # and writes it, and the plot, into docs/
+
+On the test classes, which neither the model nor a map nor a code has seen; maps and codes are trained on four views of
+each training image, maps with labels (--without-labels: without).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from codes import plot, rows_of, table
+from results import write_text
+
+from study.compress_study import DOCS, LARGE, PAGE, TRAININGS, embedded, written_between
+from study.pretrained import VIEWS
+from study.questions import COMPARED, Row
+from study.settings import Setting
+from study.training import train
+
+BEGIN, END = "<!-- codes, written by compress_codes.py --publish -->", "<!-- end of codes -->"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--training", choices=TRAININGS, default="tuned 5")
+    parser.add_argument("--objective", choices=COMPARED, default=COMPARED[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--without-labels", action="store_true")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--publish", action="store_true", help=f"write the codes' table of {PAGE.name}, and its plot")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    name, epochs = TRAININGS[chosen.training]
+    setting = Setting(name, chosen.runs / "study-activations.pt", epochs=epochs, device=chosen.device)
+    model, _ = train(setting, Row(name, chosen.objective, LARGE, "baseline", chosen.seed))
+    model.eval()
+    rows = rows_of(
+        embedded(model, *(setting.train_batches(view) for view in range(VIEWS))).embeddings.cpu().numpy(),
+        embedded(model, setting.test_batches()).embeddings.cpu().numpy(),
+        setting.test_labels.numpy(),
+        train_labels=None if chosen.without_labels else setting.train_labels.repeat(VIEWS).numpy(),
+        seed=chosen.seed,
+    )
+    labels = "without" if chosen.without_labels else "with"
+    text = f"{chosen.objective}, {chosen.training} epochs, seed {chosen.seed}, maps {labels} labels:\n\n{table(rows)}"
+    print(text)
+    if chosen.publish:
+        plot(rows, DOCS / "compress_codes.png")
+        write_text(PAGE, written_between(PAGE, BEGIN, END, f"{text}\n\n![Recall against bytes](compress_codes.png)"))
+
+
+if __name__ == "__main__":
+    main()
