@@ -48,7 +48,9 @@ def main() -> None:
         seed=chosen.seed,
     )
     labels = "without" if chosen.without_labels else "with"
-    text = "## Bytes\n\nWhat is stored may be coded; what is searched for is not. PQ and OPQ are faiss's product quantisers.\n\n"
+    text = (
+        "## Bytes\n\nWhat is stored may be coded; what is searched for is not. PQ, OPQ: faiss's product quantisers.\n\n"
+    )
     text += f"{chosen.objective}, {chosen.training} epochs, seed {chosen.seed}, maps {labels} labels:\n\n{table(rows)}"
     print(text)
     if chosen.publish:
