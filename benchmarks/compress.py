@@ -132,7 +132,8 @@ def main() -> None:
         print(json.dumps(measured_here(*chosen.one, chosen.threads)))
         return
     name = f"{COLUMNS} to {SIZE}"
-    save("compress", {f"scale, {name}": scale(chosen.rows, chosen.threads), "gradient": gradient(chosen.repeats)})
+    figures = {f"scale, {name}": scale(chosen.rows, chosen.threads), "gradient": gradient(chosen.repeats)}
+    save("compress", figures, chosen.results)
 
 
 if __name__ == "__main__":
