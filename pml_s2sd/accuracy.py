@@ -16,7 +16,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import (
     nan_accuracy,
 )
 
-from .checks import check_int
+from ._argument_checks import check_int
 from .clustering import KMeans, pairwise_f1
 from .density import embedding_density
 from .neighbours import KNN, search_in_blocks

@@ -10,10 +10,11 @@ from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
 from torch import nn
 from tqdm import tqdm
 
-from .checks import check_batch, check_instance, check_int, check_labels, check_number
+from ._argument_checks import check_instance, check_int, check_number
+from ._input_checks import check_batch, check_labels
+from ._similarity import Similarity
 from .distillation import divergence, row_log_probs
 from .embeddings import S2SDEmbeddings
-from .similarity import Similarity
 
 BLOCK_ENTRIES = 2**22
 """Similarities of one space that are held at a time: memory grows with B, not with B²."""
@@ -85,7 +86,7 @@ def diagnose(
         itself = torch.arange(start, start + len(similarities[0]), device=classes.device)[:, None]
         same = classes[itself] == classes
         sums[0] += hits(similarities, same, itself)
-        sums[1] += len(itself) * divergences(similarities, temperature, None if include_diagonal else start)
+        sums[1] += len(itself) * divergences(similarities, temperature, None if include_diagonal else itself[:, 0])
         sums[2] += shared_neighbours(similarities, neighbours, itself)
     of = torch.stack([(counts[classes] > 1).sum(), classes.new_tensor(rows), classes.new_tensor(rows * neighbours)])
     means = sums / of[:, None]
@@ -102,10 +103,12 @@ def hits(similarities: Sequence[torch.Tensor], same: torch.Tensor, itself: torch
     return torch.stack(nearer).sum(dim=1)
 
 
-def divergences(similarities: Sequence[torch.Tensor], temperature: float, first_self: int | None) -> torch.Tensor:
+def divergences(
+    similarities: Sequence[torch.Tensor], temperature: float, left_out: torch.Tensor | None
+) -> torch.Tensor:
     """By space, KL(D^z, D^t), z the first of them."""
-    log_probs = row_log_probs(similarities[0], temperature, first_self)
-    return torch.stack([divergence(log_probs, D, temperature, first_self) for D in similarities])
+    log_probs = row_log_probs(similarities[0], temperature, left_out)
+    return torch.stack([divergence(log_probs, D, temperature, left_out) for D in similarities])
 
 
 def shared_neighbours(similarities: Sequence[torch.Tensor], k: int, itself: torch.Tensor) -> torch.Tensor:

@@ -27,8 +27,8 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ._argument_checks import check_int
 from .accuracy import RetrievalAccuracyCalculator
-from .checks import check_int
 from .image_folder import ImageFolder, pillow_image, together
 from .neighbours import ApproximateKNN
 from .program import Program, image_size, load_program

@@ -10,7 +10,7 @@ import faiss
 import torch
 from tqdm import tqdm
 
-from .checks import check_int
+from ._argument_checks import check_int
 
 BLOCK_ROWS, BLOCK_ENTRIES = 4096, 2**22
 """At most so many queries, and so many neighbours, are searched at a time."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pytorch_metric_learning import losses
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
 from torch import nn
 
 ObjectiveOrFactory = nn.Module | Callable[[int], nn.Module]
@@ -124,6 +125,13 @@ def aux_objectives(loss: ObjectiveOrFactory, embedding_sizes: Collection[int]) -
     _check_usable(loss)
     _check_rebuildable(loss, set(embedding_sizes))
     return [rebuild(loss, size) for size in embedding_sizes]
+
+
+def of_one_process(module: Any) -> Any:
+    """The objective, or the miner, without PML's wrapper for several processes."""
+    if isinstance(module, DistributedLossWrapper):
+        return module.loss
+    return module.miner if isinstance(module, DistributedMinerWrapper) else module
 
 
 def _made(factory: Callable[[int], nn.Module], embedding_size: int) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .checks import check_int
+from ._argument_checks import check_int
 
 Size = tuple[int | None, int | None]
 """(H, W), each None where any is taken."""
