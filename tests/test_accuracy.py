@@ -13,9 +13,9 @@ from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 
-from pml_s2sd import neighbours
-from pml_s2sd.accuracy import RetrievalAccuracyCalculator
-from pml_s2sd.neighbours import ApproximateKNN
+from pml_s2sd.evaluation import neighbours
+from pml_s2sd.evaluation.accuracy import RetrievalAccuracyCalculator
+from pml_s2sd.evaluation.neighbours import ApproximateKNN
 
 CPU = torch.device("cpu")
 WAYS = {"mean": {}, "mean of classes": {"avg_of_avgs": True}, "classes": {"return_per_class": True}}
