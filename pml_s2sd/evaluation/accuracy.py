@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import (
 )
 
 from ..checks import check_int
+from ._given import as_embeddings, as_labels
 from .clustering import KMeans, pairwise_f1
 from .geometry import effective_rank, embedding_density, singular_values, spectral_decay
 from .neighbours import KNN, search_in_blocks
@@ -51,8 +52,9 @@ class RetrievalAccuracyCalculator(AccuracyCalculator):
     As in PML: a query without any reference of its class is left out; with `avg_of_avgs` metrics over
     queries are the mean of the classes' means, with `return_per_class` the list of these in the order
     of labels; ties are in the order in which knn_func returns them; a query is not its own neighbour
-    where `ref_includes_query`. Other than in PML: labels of any integer dtype are compared exactly, a
-    k above the number of references is cut to it, and NaN is refused.
+    where `ref_includes_query`. Other than in PML: labels of any integer dtype, and bools, are compared
+    exactly, labels of any floating-point dtype in float64; a k above the number of references is cut
+    to it; NaN, and names of metrics that the calculator does not have, are refused.
 
     Cost: queries are searched in blocks of at most 4096, and of at most 2²² neighbours, so that memory
     does not grow with Q × k. Time does grow with k. Each metric is given the neighbours it needs and
@@ -72,7 +74,7 @@ class RetrievalAccuracyCalculator(AccuracyCalculator):
 
     Raises:
         TypeError, ValueError: on bad arguments; in `get_accuracy`, on embeddings that are no finite
-            matrix, or labels of another length.
+            matrix, labels that are no numbers or of another length, and metrics that it does not have.
 
     Source: pytorch_metric_learning.utils.accuracy_calculator; papers as above.
 
@@ -184,14 +186,23 @@ class RetrievalAccuracyCalculator(AccuracyCalculator):
         exclude: Sequence[str] = (),
     ) -> dict[str, Any]:
         """The metrics chosen, by name, as PML's: of queries (Q, d) with labels (Q,), in references (R, d) with
-        labels (R,); without references each query among the others. Tensors or arrays.
+        labels (R,); without references each query among the others. Tensors or arrays; labels of any real dtype.
         """
+        self._check_names(include, exclude)
         if reference is None:
+            if reference_labels is not None:
+                raise ValueError("reference_labels are given without reference; give both, or neither")
             reference, reference_labels, ref_includes_query = query, query_labels, True
-        x, labels = self._checked("query", query, query_labels)
-        ref, ref_labels = (x, labels) if reference is query else self._checked("reference", reference, reference_labels)
+        x, labels = as_embeddings("query", query).to(self.device), as_labels("query_labels", query_labels)
+        ref = x if reference is query else as_embeddings("reference", reference).to(self.device)
+        ref_labels = as_labels("reference_labels", reference_labels)
+        if labels.dtype != ref_labels.dtype:  # one of them floating point
+            labels, ref_labels = labels.double(), ref_labels.double()
+        labels, ref_labels = labels.to(self.device), ref_labels.to(self.device)
         check_fit(x, labels, ref, ref_labels, ref_includes_query)
-        self.curr_function_dict = self.get_function_dict(include, exclude)
+        chosen = self.get_function_dict(include, exclude)
+        self._check_columns(labels, chosen)
+        self.curr_function_dict = chosen
         if not self._goes_in_blocks(labels):
             return super().get_accuracy(x, labels, ref, ref_labels, ref_includes_query, include, exclude)
         by_query = [name for name in self.curr_function_dict if name in self.requires_knn()]
@@ -204,10 +215,28 @@ class RetrievalAccuracyCalculator(AccuracyCalculator):
         found |= self._get_accuracy(others, **kwargs)
         return {name: found[name] for name in self.curr_function_dict}
 
-    def _checked(self, name: str, x: Any, labels: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        x, labels = (c_f.numpy_to_torch(value).to(self.device) for value in (x, labels))
-        check_embeddings(name, x, labels)
-        return x.float(), labels.squeeze(1) if labels.dim() == 2 and labels.shape[1] == 1 else labels
+    def _check_names(self, include: Sequence[str], exclude: Sequence[str]) -> None:
+        """PML takes no notice of a name that it does not know."""
+        offered = self.original_function_dict
+        unknown = [name for name in (*include, *exclude) if name not in offered]
+        if isinstance(include, str) or isinstance(exclude, str) or unknown:
+            raise ValueError(
+                f"include and exclude must be sequences of this calculator's metrics, {', '.join(offered)}; got "
+                f"{include!r} and {exclude!r}"
+            )
+
+    def _check_columns(self, labels: torch.Tensor, metrics: Iterable[str]) -> None:
+        """Several labels a sample need a way to compare them, and metrics that compare."""
+        if labels.dim() == 1:
+            return
+        of_labels = [name for name in metrics if name not in self.requires_spectrum()]
+        if of_labels and self.label_comparison_fn is EQUALITY:
+            raise ValueError(
+                f"there are {labels.shape[1]} labels a sample, which label_comparison_fn has to compare; give one, or "
+                "a single column of labels"
+            )
+        if "embedding_density" in of_labels:
+            raise ValueError(f"embedding_density needs one label a sample, got {labels.shape[1]}; exclude it")
 
     def _goes_in_blocks(self, labels: torch.Tensor) -> bool:
         added = set(self.requires_knn()) - set(RetrievalAccuracyCalculator.requires_knn(self))
@@ -277,28 +306,26 @@ class RetrievalAccuracyCalculator(AccuracyCalculator):
         return means.tolist() if self.return_per_class else means.mean().item()
 
 
-def check_embeddings(name: str, x: torch.Tensor, labels: torch.Tensor) -> None:
-    """A finite matrix of embeddings, and a label for each."""
-    if x.dim() != 2 or not len(x):
-        raise ValueError(f"{name} must be embeddings of shape (N, d), N at least 1, got shape {tuple(x.shape)}")
-    if len(labels) != len(x):
-        raise ValueError(f"{name} has {len(x)} embeddings and {len(labels)} labels; give one label for each")
-    broken = (~torch.isfinite(x).all(dim=1)).sum().item()
-    if broken:
-        raise ValueError(
-            f"{name} holds {broken} embeddings of {len(x)} that are NaN or infinite, which have no nearest neighbours; "
-            "see what the model makes of their samples, or whether training diverged"
-        )
-
-
 def check_fit(
     x: torch.Tensor, labels: torch.Tensor, ref: torch.Tensor, ref_labels: torch.Tensor, ref_includes_query: bool
 ) -> None:
+    """Labels for all, embeddings of one space, and where references include the queries, these first."""
+    for name, embeddings, of_them in (("query", x, labels), ("reference", ref, ref_labels)):
+        if len(of_them) != len(embeddings):
+            raise ValueError(
+                f"{name} has {len(embeddings)} embeddings and {len(of_them)} labels; give one label for each"
+            )
+    if ref_labels.shape[1:] != labels.shape[1:]:
+        raise ValueError(
+            f"query_labels and reference_labels must be of as many columns, got shapes {tuple(labels.shape)} and "
+            f"{tuple(ref_labels.shape)}"
+        )
     if ref.shape[1] != x.shape[1]:
         raise ValueError(f"query has embeddings of size {x.shape[1]}, reference of size {ref.shape[1]}; use one model")
-    if ref_includes_query and ref is not x:
+    if ref_includes_query:
         first, first_labels = ref[: len(x)], ref_labels[: len(x)]
-        if len(first) < len(x) or not (torch.allclose(x, first) and torch.equal(labels, first_labels)):
+        same = ref is x or (len(first) == len(x) and torch.allclose(x, first))
+        if not same or not torch.equal(labels, first_labels):
             raise ValueError(
                 "with ref_includes_query=True the first len(query) references, and their labels, must be the queries"
             )
