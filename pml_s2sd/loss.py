@@ -269,8 +269,8 @@ class S2SDLoss(nn.Module):
     def distill_weight(self, weight: float) -> None:
         if self.weights.distill == "auto" or isinstance(weight, str):
             raise ValueError(
-                f"distill_weight was {self.weights.distill!r} when this loss was made and cannot become {weight!r}, as T, "
-                "the diagonal and the auxiliary heads go with it; make a new S2SDLoss"
+                f"distill_weight was {self.weights.distill!r} when this loss was made and cannot become {weight!r}, as "
+                "T, the diagonal and the auxiliary heads go with it; make a new S2SDLoss"
             )
         check_number("distill_weight", weight, at_least=0)
         self.weights.distill = float(weight)
