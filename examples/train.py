@@ -328,7 +328,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--distill-weight", type=weight, default=1.0, help='γ, or "auto" (default: %(default)s)')
     add("--temperature", type=float, help='T (default: 1, or 0.05 with an "auto" weight)')
-    add("--feature-weight", type=weight, default=1.0, help='γ_F, for msdf and msdfa, or "auto" (default: %(default)s)')
+    add("--feature-weight", type=float, default=1.0, help="γ_F, for msdf and msdfa (default: %(default)s)")
     add(
         "--feature-delay", type=int, default=200, help="steps before feature distillation starts (default: %(default)s)"
     )
