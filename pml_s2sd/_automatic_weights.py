@@ -80,7 +80,7 @@ class AutomaticWeights(nn.Module):
                 learn=learn,
                 sum_over_processes=step.sum_over_processes,
             )
-            self.balance.strength.copy_(weights.sum())
+            self.balance.strength = weights.sum()
             return weights
 
         return weigh

@@ -55,6 +55,10 @@ class Call(NamedTuple):
             ref_labels = labels
         elif ref_labels is not None:
             ref_labels = ref_labels.long()
+        if not training:  # plain tensors too: nothing but the base space is looked at
+            itself = ref_emb is embeddings
+            embeddings = base_space_alone(base_embeddings(embeddings))
+            ref_emb = embeddings if itself else base_space_alone(base_embeddings(ref_emb))
         given = {"indices_tuple": indices_tuple, "ref_labels": ref_labels, **others}
         return cls(embeddings, labels, ref_emb, {name: value for name, value in given.items() if value is not None})
 
@@ -63,16 +67,16 @@ class Call(NamedTuple):
         """Whether the batch is compared with itself, as it is without references."""
         return self.ref is None or self.ref is self.batch
 
-    @property
-    def in_base_space(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, dict[str, Any]]:
-        """What the base space's objective is called with: in eval mode, where a batch may be a plain tensor."""
-        return base_embeddings(self.batch), self.labels, base_embeddings(self.ref), self.arguments
-
     def references(self, space: int, x: torch.Tensor) -> torch.Tensor | None:
         """What the objective of a space (0 the base, i the i-th auxiliary one) compares x with, or None for x alone."""
         if self.ref is None:
             return None
         return x if self.ref is self.batch else of_space(self.ref, space)
+
+
+def base_space_alone(z: Any) -> Any:
+    """Base embeddings as a batch without auxiliary spaces and features; None as it is."""
+    return None if z is None else S2SDEmbeddings(z, (), None)  # type: ignore[arg-type]
 
 
 def of_space(batch: S2SDEmbeddings, space: int) -> torch.Tensor:

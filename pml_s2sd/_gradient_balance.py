@@ -4,9 +4,12 @@ embeddings."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from ._kept_state import keep
 
 Sum = Callable[[torch.Tensor], torch.Tensor]
 
@@ -26,7 +29,7 @@ class GradientBalance:
         ratio: r.
 
     Attributes:
-        strength: s, a float32 scalar, 1 after `split`; what is written there before the backward pass counts.
+        strength: s, a float32 scalar, 1 after `split`; what is set before the backward pass counts.
         weight: w of the last backward pass, a float32 scalar; 0 before the first. A backward pass whose gradients
             overflow, a step that a gradient scaler skips, leaves it as it was.
 
@@ -46,34 +49,52 @@ class GradientBalance:
 
     def __init__(self, ratio: float) -> None:
         self.ratio = ratio
-        self.strength = torch.ones(())
-        self.weight = torch.zeros(())
+        self._step = _Step(torch.ones(()), torch.zeros(()))
+
+    @property
+    def strength(self) -> torch.Tensor:
+        return self._step.strength
+
+    @strength.setter
+    def strength(self, strength: torch.Tensor) -> None:
+        self._step.strength = strength
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self._step.weight
 
     @torch.compiler.disable  # the backward pass writes the weight, which a compiled graph cannot
     def split(self, x: torch.Tensor, sum_over_processes: Sum = lambda x: x) -> tuple[torch.Tensor, torch.Tensor]:
         """x for the objective, and x for the term."""
-        self.strength = torch.ones((), device=x.device)
-        self.weight = self.weight.to(x.device, copy=True)  # the step's own: the last step's terms keep theirs
-        return _Balanced.apply(x, self.ratio, self.strength, self.weight, sum_over_processes)
+        last = self.weight.to(x.device, copy=True)  # the step's own: the last step's terms keep theirs
+        self._step = _Step(torch.ones((), device=x.device), last)
+        return _Balanced.apply(x, self.ratio, self._step, sum_over_processes)
+
+
+@dataclass
+class _Step:
+    strength: torch.Tensor
+    weight: torch.Tensor
 
 
 class _Balanced(torch.autograd.Function):
     @staticmethod
     def forward(
-        x: torch.Tensor, ratio: float, strength: torch.Tensor, weight: torch.Tensor, sum_over_processes: Sum
+        x: torch.Tensor, ratio: float, step: _Step, sum_over_processes: Sum
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return x.view_as(x), x.view_as(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        _, ctx.ratio, ctx.strength, ctx.weight, ctx.sum_over_processes = inputs
+        _, ctx.ratio, ctx.step, ctx.sum_over_processes = inputs
 
     @staticmethod
     def backward(ctx: Any, of_objective: torch.Tensor, of_term: torch.Tensor) -> tuple:
         gradients = [g if g.dtype == torch.float64 else g.float() for g in (of_objective, of_term)]
         squares = ctx.sum_over_processes(torch.stack([g.detach().square().sum() for g in gradients]))
-        weight = ctx.ratio * ctx.strength * (squares[0] / squares[1]).sqrt()
+        weight = ctx.ratio * ctx.step.strength * (squares[0] / squares[1]).sqrt()
         weight = torch.where(squares[1] > 0, weight, 0)
-        ctx.weight.copy_(torch.where(weight.isfinite(), weight, ctx.weight))
+        last = ctx.step.weight
+        keep(last, torch.where(weight.isfinite(), weight, last))
         total = gradients[0] + weight * gradients[1]
-        return total.to(of_objective.dtype), None, None, None, None
+        return total.to(of_objective.dtype), None, None, None

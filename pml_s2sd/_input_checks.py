@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from .embeddings import S2SDEmbeddings
@@ -57,9 +58,11 @@ def check_labels(name: str, labels: Any, of: str, batch: S2SDEmbeddings | torch.
     if labels is None:
         return
     if not isinstance(labels, torch.Tensor):
-        raise TypeError(
-            f"{name} must be a tensor of shape (B,), got {type(labels).__name__}; use torch.as_tensor({name})"
-        )
+        kind = np.asarray(labels).dtype.kind
+        remedy = f"use torch.as_tensor({name})"
+        if kind not in "biu":  # words, objects, numbers with a point
+            remedy = f"number the classes: torch.as_tensor(numpy.unique({name}, return_inverse=True)[1])"
+        raise TypeError(f"{name} must be a tensor of shape (B,), got {type(labels).__name__}; {remedy}")
     if tuple(labels.shape) != (batch.shape[0],):
         remedy = "; flatten() a column, argmax(dim=1) one-hot rows" if labels.dim() == 2 else ""
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, get_indices_tuple
 from torch import nn
 
-from ._call import Call, of_space
+from ._call import Call, base_space_alone, of_space
 from ._objective_value import objective_value
 from ._shared_similarities import SharedSimilarities
 from .distillation import columns_of_copies
@@ -86,7 +87,8 @@ class ManyProcesses:
         call = self.call
         ref = call.references(space, x)
         if not isinstance(loss, DistributedLossWrapper):
-            return objective_value(loss, miner, x, call.labels, ref, call.arguments)
+            exact = with_exact_wrappers(loss, self.gathering.group)
+            return objective_value(exact, miner, x, call.labels, ref, call.arguments)
         inner, miner = of_one_process(loss), of_one_process(miner)
         return (self._of_local_rows if loss.efficient else self._of_all_rows)(space, x, ref, inner, miner)
 
@@ -161,6 +163,43 @@ class ManyProcesses:
     def sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(values, group=self.gathering.group)
         return values
+
+
+class ExactDistributedLoss(nn.Module):
+    """PML's DistributedLossWrapper, as `ManyProcesses.objective` computes it, where it is inside another objective."""
+
+    def __init__(self, wrapper: DistributedLossWrapper, group: dist.ProcessGroup | None) -> None:
+        super().__init__()
+        self.wrapper, self.group = wrapper, group
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        indices_tuple: tuple[torch.Tensor, ...] | None = None,
+        ref_emb: torch.Tensor | None = None,
+        ref_labels: torch.Tensor | None = None,
+        enqueue_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        batch = base_space_alone(embeddings)
+        ref = batch if ref_emb is embeddings else base_space_alone(ref_emb)
+        given = _given(indices_tuple=indices_tuple, ref_labels=ref_labels, enqueue_mask=enqueue_mask)
+        step = ManyProcesses(Call(batch, labels, ref, given), self.group, [self.wrapper], aux=False, features=False)
+        return step.objective(0, embeddings, self.wrapper, None)
+
+
+def with_exact_wrappers(loss: nn.Module, group: dist.ProcessGroup | None) -> nn.Module:
+    """The objective with an `ExactDistributedLoss` for every DistributedLossWrapper in it; what it holds is shared."""
+    if isinstance(loss, DistributedLossWrapper):
+        return ExactDistributedLoss(loss, group)
+    changed = {
+        name: exact for name, part in loss.named_children() if (exact := with_exact_wrappers(part, group)) is not part
+    }
+    if not changed:
+        return loss
+    copied = copy.copy(loss)
+    copied.__dict__["_modules"] = {**loss._modules, **changed}
+    return copied
 
 
 def _of_all(local: S2SDEmbeddings, gathering: Gathering, aux: bool, features: bool) -> S2SDEmbeddings:

@@ -25,6 +25,10 @@ def objective_value(
         ref: (R, d), the references.
         arguments: what was given besides: indices_tuple, ref_labels, enqueue_mask, …
     """
+    parameter = next(loss.parameters(), None)
+    if parameter is not None and torch.promote_types(x.dtype, parameter.dtype) != x.dtype:
+        # PML would turn the parameters, proxies for one, into x's lower precision, in place and for good.
+        x, ref = x.to(parameter.dtype), ref if ref is None else ref.to(parameter.dtype)
     if ref is not None:
         arguments = {**arguments, "ref_emb": ref}
     if miner is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from ._kept_state import keep
 from .distillation import at_self_columns
 
 MEMORY = 0.98
@@ -86,7 +87,7 @@ class TeacherSelection(nn.Module):
         sums = torch.where(now[:, 1:] > 0, MEMORY * self.sums + (1 - MEMORY) * now, self.sums)
         score, *scores = (sums[:, 0] / sums[:, 1].clamp(min=torch.finfo(torch.float32).tiny)).unbind()
         if learn:
-            self.sums.copy_(sums)
+            keep(self.sums, sums)
         of_teachers = torch.stack(scores)
         better = (of_teachers > score).float()
         lead = (better * (of_teachers - score)).mean() / (1 - score).clamp(min=torch.finfo(torch.float32).tiny)

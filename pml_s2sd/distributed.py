@@ -8,11 +8,40 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 
-def several_processes(group: dist.ProcessGroup | None = None) -> bool:
-    """Whether this is one of several processes of torch.distributed, or of a group of them."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+class Processes:
+    """The processes among which samples are gathered: all, or a group of them.
+
+    Args:
+        group: a ProcessGroup, a one-dimensional DeviceMesh, or None for all.
+
+    Raises:
+        TypeError, ValueError: on something else, a mesh of several dimensions, or a group that this process is not in.
+    """
+
+    def __init__(self, group: Any = None) -> None:
+        if isinstance(group, DeviceMesh):
+            if group.ndim != 1:
+                names = group.mesh_dim_names or range(group.ndim)
+                raise ValueError(
+                    f"process_group is a mesh with the dimensions {tuple(names)}; pass the one over which batches "
+                    'differ, the data-parallel one, such as mesh["dp"]'
+                )
+            group = group.get_group()
+        if group is dist.GroupMember.NON_GROUP_MEMBER:
+            raise ValueError("process_group is a group that this process is not in; make the loss on its members only")
+        if group is not None and not isinstance(group, dist.ProcessGroup):
+            raise TypeError(f"process_group must be a ProcessGroup, a DeviceMesh or None, got {group!r}")
+        self.group = group
+
+    @property
+    def several(self) -> bool:
+        return dist.is_available() and dist.is_initialized() and dist.get_world_size(self.group) > 1
+
+    def __deepcopy__(self, memo: dict) -> Processes:
+        return self  # a group cannot be copied
 
 
 class Gathering:

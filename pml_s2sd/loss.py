@@ -4,32 +4,48 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
 from pytorch_metric_learning.losses import CrossBatchMemory
-from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import nn
 
 from ._argument_checks import check_embedder, check_instance, check_int, check_number
 from ._call import Call, of_space
 from ._fixed_weights import FixedWeights
-from ._objective_value import objective_value
+from ._kept_state import keep
+from ._live_objectives import LiveObjectives
 from ._one_process import OneProcess
 from ._shared_similarities import SharedSimilarities, is_plain_cosine
 from ._similarity import Similarity
 from .distillation import Teacher, Teaching, mean_divergences
-from .distributed import several_processes
+from .distributed import Processes
 from .embedder import S2SDEmbedder
 from .embeddings import S2SDEmbeddings
-from .objectives import ObjectiveOrFactory, aux_objectives, base_objective
+from .objectives import ObjectiveOrFactory, aux_objectives, base_objective, is_distributed
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 AUTO_TEMPERATURE = 0.05
 POOR_TEACHERS = (
     'distill_weight="auto" with auxiliary heads of the kind "mlp": linear ones gave larger gains '
     '(docs/study.md); take S2SDEmbedder(…, aux_head="linear", aux_gradient=False), which s2sd() makes'
+)
+
+
+IN_EVAL_MODE = (
+    "this S2SDLoss is in eval mode, where it is the base objective alone, while the embedder is in training mode: "
+    "auxiliary heads learn nothing and nothing is distilled; call loss_func.train() beside model.train(), or, for a "
+    "validation loss, compute the embeddings with model.eval()"
+)
+WITHOUT_GRADIENT = (
+    "no embedding in this training call requires a gradient: neither trunk nor heads will learn from it; if the "
+    "model is checkpointed, use checkpoint(…, use_reentrant=False), as reentrant checkpointing loses the gradient of "
+    "what is not a plain tensor; to measure only, call under torch.no_grad()"
 )
 
 
@@ -71,6 +87,9 @@ class S2SDLoss(nn.Module):
         feature_delay: feature distillation starts after this many training calls.
         distance: gives D; a PML distance. Where small means similar (`LpDistance`, `SNRDistance`),
             its negative is the similarity.
+        process_group: the processes whose batches make up the global one: those of data parallelism, where others
+            exist beside it (tensor or pipeline parallelism, a model on some of the processes). A ProcessGroup, or the
+            one-dimensional DeviceMesh ``mesh["dp"]``. None: all processes.
 
     Inputs (``loss_func(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``):
         embeddings: `S2SDEmbeddings` of a batch of B ≥ 1 samples; in eval mode also a tensor (B, d).
@@ -95,6 +114,10 @@ class S2SDLoss(nn.Module):
         calls: the number of training calls so far, part of the state_dict, as are the positions of
             PML's memory queues.
         base_loss, aux_losses: the objective of each space, the latter by the names ``a1`` … ``am``.
+            `change_objectives` changes them while training.
+        miner: a new one may be set at any time; each space gets its own.
+            A margin on a schedule, set on the base space's objective or miner, reaches every space with the next
+            call, and so does `reset_queue()` of a CrossBatchMemory.
         distill_weight, feature_weight: may be set to another number at any time.
 
     Raises:
@@ -131,6 +154,7 @@ class S2SDLoss(nn.Module):
         feature_weight: float = 0.0,
         feature_delay: int = 1000,
         distance: BaseDistance | None = None,
+        process_group: ProcessGroup | DeviceMesh | None = None,
     ) -> None:
         super().__init__()
         if isinstance(loss, S2SDLoss) or isinstance(aux_loss, S2SDLoss):
@@ -155,12 +179,14 @@ class S2SDLoss(nn.Module):
         self.aux_losses = _by_space(aux_objectives(loss if aux_loss is None else aux_loss, self.aux_sizes))
         self.miner = miner
         self.aux_miners = _by_space([copy.deepcopy(miner) for _ in self.aux_sizes])
-        self._shared = SharedSimilarities(zip(self.aux_losses.values(), self.aux_miners.values(), strict=True))
+        self._prepare_spaces()
         self.temperature = float(temperature)
         self.include_diagonal = include_diagonal
         self.feature_delay = feature_delay
         self.distance = CosineSimilarity() if distance is None else distance
+        self._processes = Processes(process_group)
         self.terms: dict[str, torch.Tensor] = {}
+        self._said: set[str] = set()
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     def forward(
@@ -173,10 +199,13 @@ class S2SDLoss(nn.Module):
         **objective_args: Any,
     ) -> torch.Tensor:
         call = self._checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, objective_args)
-        if not self.training:
-            return objective_value(self.base_loss, self.miner, *call.in_base_space)
-
+        self._warn_of_silence(embeddings)
         step = self._step(call)
+        if not self.training:
+            return step.objective(0, step.rows.embeddings, self.base_loss, self.miner)
+
+        for live in self._live:
+            live.carry_over()
         z, students = self.weights.students(step)
         with self._shared.for_one_step():
             base, aux = self._objective_terms(step, z)
@@ -186,8 +215,10 @@ class S2SDLoss(nn.Module):
         values = {"base": base, "aux": aux, "distill": kl.get("distill"), "feature": kl.get("feature")}
         self.terms = {name: base.new_zeros(()) if term is None else term.detach() for name, term in values.items()}
         self.terms |= self.weights.found()
+        for live in self._live:
+            live.remember()
         if torch.is_grad_enabled():
-            self.calls += 1
+            keep(self.calls, self.calls + 1)
         return total
 
     def _objective_terms(self, step: OneProcess, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -239,13 +270,15 @@ class S2SDLoss(nn.Module):
 
     def _step(self, call: Call) -> OneProcess:
         """What is compared in this step: on several processes, with the samples of all."""
-        aux, features = self._distills
-        gathers = aux or features or any(isinstance(loss, DistributedLossWrapper) for loss in self._losses)
-        if not (gathers and several_processes()):
+        if not self._processes.several:
+            return OneProcess(call)
+        aux, features = self._distills if self.training else (False, False)
+        objectives = self._losses if self.training else [self.base_loss]
+        if not (aux or features or any(map(is_distributed, objectives))):
             return OneProcess(call)
         from ._many_processes import ManyProcesses  # it loads torch's compiler
 
-        return ManyProcesses(call, None, self._losses, aux=aux, features=features)
+        return ManyProcesses(call, self._processes.group, objectives, aux=aux, features=features)
 
     def _checked(self, embeddings: Any, labels: Any, indices_tuple: Any, *references: Any) -> Call:
         if self.miner is not None and indices_tuple is not None:
@@ -260,6 +293,21 @@ class S2SDLoss(nn.Module):
         if self.training:
             self.weights.check(call)
         return call
+
+    def _warn_of_silence(self, embeddings: Any) -> None:
+        """Say once what trains less than its user believes."""
+        if not (torch.is_grad_enabled() and isinstance(embeddings, S2SDEmbeddings)):
+            return
+        has_gradient = embeddings.embeddings.requires_grad or any(a.requires_grad for a in embeddings.aux)
+        if has_gradient and not self.training:
+            self._say_once(IN_EVAL_MODE)
+        elif self.training and not has_gradient:
+            self._say_once(WITHOUT_GRADIENT)
+
+    def _say_once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            warnings.warn(message, stacklevel=4)
 
     @property
     def distill_weight(self) -> float | str:
@@ -296,6 +344,59 @@ class S2SDLoss(nn.Module):
     @property
     def _miners(self) -> list[nn.Module | None]:
         return [self.miner, *self.aux_miners.values()]
+
+    def change_objectives(self, change: Callable[[Any, int], nn.Module | None]) -> None:
+        """Change the objective of every space while training.
+
+        Args:
+            change: called with each space's objective and embedding size, base first. It changes the objective in
+                place, or returns another one in its place.
+
+        Raises:
+            TypeError: `change` returned something that is no module.
+
+        Plain values, such as a margin on a schedule, may also be set on the base space's objective or miner alone:
+        the next training call brings them to every space, as it does a `reset_queue()` of a CrossBatchMemory.
+
+        Example:
+            >>> from pytorch_metric_learning import losses
+            >>> from pml_s2sd import s2sd
+            >>> embedder, loss_func = s2sd(losses.ContrastiveLoss(), in_features=64, embedding_size=8)
+            >>> loss_func.change_objectives(lambda objective, size: losses.CrossBatchMemory(objective, size, 1024))
+            >>> [loss.embedding_size for loss in (loss_func.base_loss, *loss_func.aux_losses.values())]
+            [8, 512, 1024, 1536, 2048]
+        """
+        changed = []
+        for objective, size in zip(self._losses, (self.embedding_size, *self.aux_sizes), strict=True):
+            found = change(objective, size)
+            check_instance("what change returns", found, nn.Module, "the objective in its place, or None")
+            changed.append(objective if found is None else found)
+        base, *aux = changed
+        super().__setattr__("base_loss", base)
+        self.aux_losses = _by_space(aux)
+        self._prepare_spaces()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        made = "_live" in self.__dict__
+        if made and name == "miner":
+            check_instance("miner", value, nn.Module, "a pytorch_metric_learning miner")
+        if made and name == "base_loss" and value is not self.base_loss:
+            raise AttributeError(
+                "base_loss is one of several objectives, one a space; change all of them by "
+                "loss_func.change_objectives(lambda objective, embedding_size: …)"
+            )
+        super().__setattr__(name, value)
+        if made and name == "miner":
+            self.aux_miners = _by_space([copy.deepcopy(value) for _ in self.aux_sizes])
+            self._prepare_spaces()
+
+    def _prepare_spaces(self) -> None:
+        """What goes with each space's objective and miner as they are now."""
+        self._shared = SharedSimilarities(zip(self.aux_losses.values(), self.aux_miners.values(), strict=True))
+        self._live = [
+            LiveObjectives(self.base_loss, [*self.aux_losses.values()]),
+            LiveObjectives(self.miner, [*self.aux_miners.values()]),
+        ]
 
     def get_extra_state(self) -> torch.Tensor:
         """Where the memories of PML's CrossBatchMemory stand, which PML's own state_dict leaves out."""

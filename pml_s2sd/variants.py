@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pytorch_metric_learning.distances import BaseDistance
 from torch import nn
@@ -12,6 +12,10 @@ from ._argument_checks import check_choice
 from .embedder import S2SDEmbedder
 from .loss import S2SDLoss
 from .objectives import ObjectiveOrFactory
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class Variant(NamedTuple):
@@ -48,6 +52,7 @@ def s2sd(
     feature_weight: float | None = None,
     feature_delay: int = 1000,
     distance: BaseDistance | None = None,
+    process_group: ProcessGroup | DeviceMesh | None = None,
 ) -> tuple[S2SDEmbedder, S2SDLoss]:
     """The embedder and the loss of one of the paper's variants.
 
@@ -68,7 +73,8 @@ def s2sd(
             that leave the trunk alone, as measured with MSD (docs/study.md).
         feature_weight: γ_F; by default the paper's 50 in MSDF and MSDFA, and 0 with an automatic weight, beside which
             features changed nothing.
-        aux_loss, miner, distill_weight, temperature, include_diagonal, feature_delay, distance: as `S2SDLoss` has them.
+        aux_loss, miner, distill_weight, temperature, include_diagonal, feature_delay, distance,
+            process_group: as `S2SDLoss` has them.
 
     Returns:
         ``(embedder, loss_func)``: a `S2SDEmbedder` and the `S2SDLoss` made for it.
@@ -125,5 +131,6 @@ def s2sd(
         feature_weight=feature_weight,
         feature_delay=feature_delay,
         distance=distance,
+        process_group=process_group,
     )
     return embedder, loss_func
