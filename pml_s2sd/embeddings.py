@@ -73,6 +73,8 @@ class S2SDEmbeddings:
                 f"torch.autograd.{name} takes tensors, got a batch of several spaces; name the tensors, as "
                 "(batch.embeddings, *batch.aux), or take every gradient on with batch.backward(gradients)"
             )
+        if name in rule.MARKS and isinstance(first, S2SDEmbeddings):
+            return getattr(first, name)(*args[1:], **options)
         changed = [options.get("out"), first if rule.changes_in_place(name) or options.get("inplace") else None]
         if _hold_batches(changed):
             raise _refused(name)
@@ -212,6 +214,9 @@ def _made(cls: type[S2SDEmbeddings], tensors: Sequence) -> Any:
 
 def _in_every_space(function: Callable, *batches: S2SDEmbeddings) -> Any:
     """A batch of what `function` makes of each space's tensors; where that is several tensors, a batch for each."""
+    numbers = [len(batch.aux) for batch in batches]
+    if len(set(numbers)) > 1:
+        raise ValueError(f"batches of one model are joined, got batches of {numbers} auxiliary spaces")
     spaces = zip(*(batch._tensors for batch in batches), strict=True)
     results = [None if tensors[0] is None else function(*tensors) for tensors in spaces]
     some = next(result for result in results if result is not None)
