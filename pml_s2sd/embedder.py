@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from .checks import check_features, check_instance, check_int
+from ._features import average_pool, check_features, max_pool
+from .checks import check_instance, check_int
 from .embeddings import S2SDEmbeddings
 
 
@@ -153,13 +154,3 @@ class S2SDEmbedder(Embedder):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, aux_sizes={self.aux_sizes}, aggregate_pooling={self.aggregate_pooling}"
-
-
-def average_pool(features: torch.Tensor) -> torch.Tensor:
-    """Global average pooling of (B, F, H, W); features (B, F) as they are."""
-    return features.mean(dim=(2, 3)) if features.dim() == 4 else features
-
-
-def max_pool(features: torch.Tensor) -> torch.Tensor:
-    """Global max pooling of (B, F, H, W)."""
-    return nn.functional.adaptive_max_pool2d(features, 1).flatten(1)
