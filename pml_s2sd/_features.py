@@ -1,4 +1,4 @@
-"""A trunk's features: what an embedder takes of them, how it pools them, what it says of anything else."""
+"""A trunk's features: what an embedder takes of them, how it pools and converts them, what it says of anything else."""
 
 from __future__ import annotations
 
@@ -13,14 +13,29 @@ from torch import nn
 _MOST = 4
 
 
-def average_pool(features: torch.Tensor) -> torch.Tensor:
-    """Global average pooling of (B, F, H, W); features (B, F) as they are."""
-    return features.mean(dim=(2, 3)) if features.dim() == 4 else features
+def average_pool(features: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Global average pooling of (B, F, H, W), features (B, F) as they are; in `dtype`, None for their own."""
+    if features.dim() == 4:
+        return features.mean(dim=(2, 3), dtype=dtype)
+    return features if dtype is None else features.to(dtype)
 
 
 def max_pool(features: torch.Tensor) -> torch.Tensor:
     """Global max pooling of (B, F, H, W)."""
     return nn.functional.adaptive_max_pool2d(features, 1).flatten(1)
+
+
+def dtype_for(head: nn.Module, features: torch.Tensor) -> torch.dtype | None:
+    """The dtype that the features have to be converted to for `head`; None where it takes them as they are."""
+    dtype = next((p.dtype for p in head.parameters() if p.dtype.is_floating_point), features.dtype)
+    if dtype == features.dtype or (_autocast(features.device.type) and torch.float64 not in (dtype, features.dtype)):
+        return None
+    return dtype
+
+
+def _autocast(device: str) -> bool:
+    """Whether layers on this device convert their input by themselves, all but float64."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def check_features(features: Any, in_features: int, *, maps_only: bool) -> None:

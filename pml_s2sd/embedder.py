@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ._features import average_pool, check_features, max_pool
+from ._features import average_pool, check_features, dtype_for, max_pool
 from .checks import check_instance, check_int
 from .embeddings import S2SDEmbeddings
 
@@ -24,7 +24,8 @@ class Embedder(nn.Module):
         embedding_size: d.
         head: f, a module from (B, F) to (B, d). Default: ``torch.nn.Linear(F, d)``.
 
-    Input: features (B, F) or feature maps (B, F, H, W), floating point. Output: (B, d).
+    Input: features (B, F) or feature maps (B, F, H, W), floating point; outside autocast they are
+    converted to the head's dtype. Output: (B, d).
 
     Raises:
         TypeError, ValueError: on input that is no such tensor, naming what was expected and what came.
@@ -48,7 +49,7 @@ class Embedder(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         check_features(features, self.in_features, maps_only=False)
-        return self._embed(average_pool(features))
+        return self._embed(average_pool(features, dtype_for(self.head, features)))
 
     def _embed(self, pooled: torch.Tensor) -> torch.Tensor:
         z = self.head(pooled)
@@ -88,7 +89,8 @@ class S2SDEmbedder(Embedder):
         aux_head: ``"mlp"``, the paper's g_i above, or ``"linear"``, g_i = Linear(F, d_i).
         aux_gradient: whether the auxiliary heads train the trunk too, as in the paper.
 
-    Input: features (B, F), or feature maps (B, F, H, W) that it pools itself; floating point.
+    Input: features (B, F), or feature maps (B, F, H, W) that it pools itself; floating point, and
+    outside autocast converted to the head's dtype.
     Output: `S2SDEmbeddings` in training mode, a tensor (B, d) in eval mode.
 
     Raises:
@@ -136,12 +138,12 @@ class S2SDEmbedder(Embedder):
 
     def forward(self, features: torch.Tensor) -> S2SDEmbeddings | torch.Tensor:  # type: ignore[override]
         check_features(features, self.in_features, maps_only=self.aggregate_pooling and self.training)
-        pooled = average_pool(features)
+        pooled = average_pool(features, dtype_for(self.head, features))
         z = self._embed(pooled)
         if not self.training:
             return z
         if self.aggregate_pooling:
-            pooled = pooled + max_pool(features)
+            pooled = pooled + max_pool(features).to(pooled.dtype)
         into_heads = pooled if self.aux_gradient else pooled.detach()
         return S2SDEmbeddings(z, tuple(g(into_heads) for g in self.aux_heads), pooled)
 

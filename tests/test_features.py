@@ -1,4 +1,4 @@
-"""What an embedder takes of a trunk, and what it says of anything else."""
+"""What an embedder takes of a trunk, in which dtype it computes, and what it says of anything else."""
 
 import collections
 import dataclasses
@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from pml_s2sd import S2SDEmbedder
+from pml_s2sd import S2SDEmbedder, S2SDEmbeddings
 
 C = 32
+HALF = [torch.float16, torch.bfloat16]
 
 
 class ModelOutput(collections.OrderedDict):
@@ -129,3 +130,77 @@ def test_no_way_is_made_up(features, words):
     with pytest.raises((TypeError, ValueError), match=words) as raised:
         S2SDEmbedder(C, 4, (6,))(features)
     assert "embedder(features" not in str(raised.value)
+
+
+def exactly(features, linear):
+    return features.double() @ linear.weight.double().T + linear.bias.double()
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("aggregate_pooling", [False, True])
+def test_half_precision_features_are_computed_in_the_heads_dtype(dtype, aggregate_pooling):
+    """A frozen trunk of half precision under a head of float32; its maps are averaged in float32 too."""
+    embedder = S2SDEmbedder(C, 4, (6,), aggregate_pooling=aggregate_pooling, aux_head="linear")
+    maps = MAPS.to(dtype)
+    average = maps.double().mean((2, 3))
+    seen = average + maps.double().amax((2, 3)) if aggregate_pooling else average
+    batch = embedder(maps)
+    tolerance = {"check_dtype": False, "rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(batch.embeddings, exactly(average, embedder.head), **tolerance)
+    torch.testing.assert_close(batch.aux[0], exactly(seen, embedder.aux_heads[0]), **tolerance)
+    torch.testing.assert_close(batch.features, seen, **tolerance)
+    assert {batch.embeddings.dtype, batch.aux[0].dtype, batch.features.dtype} == {torch.float32}
+    for module in (embedder.eval(), embedder.deploy()):
+        torch.testing.assert_close(module(maps), batch.embeddings, rtol=0, atol=0)
+        torch.testing.assert_close(module(average.to(dtype)), exactly(average.to(dtype), embedder.head), **tolerance)
+
+
+@pytest.mark.parametrize("aggregate_pooling", [False, True])
+def test_a_head_of_half_precision_takes_float32(aggregate_pooling):
+    embedder = S2SDEmbedder(C, 4, (6,), aggregate_pooling=aggregate_pooling).bfloat16()
+    batch = embedder(MAPS)
+    assert {batch.embeddings.dtype, batch.aux[0].dtype, batch.features.dtype} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32])
+def test_under_autocast_its_own_conversions_stay(dtype):
+    embedder = S2SDEmbedder(C, 4, (6,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        batch = embedder(POOLED.to(dtype))
+        expected = embedder.head(POOLED.to(dtype))
+    assert torch.equal(batch.embeddings, expected)
+    assert batch.embeddings.dtype == torch.bfloat16
+    assert batch.features.dtype == dtype
+
+
+def test_float64_features_are_converted_under_autocast_which_does_not():
+    embedder = S2SDEmbedder(C, 4, (6,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(embedder(POOLED.double()).embeddings, embedder.head(POOLED))
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32])
+def test_gradients_go_back_in_the_trunks_dtype(dtype):
+    embedder = S2SDEmbedder(C, 4, ())
+    maps = MAPS.to(dtype, copy=True).requires_grad_()
+    embedder(maps).embeddings.sum().backward()
+    expected = (embedder.head.weight.sum(0) / 49).view(1, C, 1, 1).expand_as(maps)
+    torch.testing.assert_close(maps.grad, expected.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_conversion_is_exported_and_compiled(dtype):
+    deployed = S2SDEmbedder(C, 4, (6,)).deploy()
+    features = POOLED.to(dtype)
+    program = torch.export.export(deployed, (features,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    assert torch.equal(program.module()(features[:3]), deployed(features[:3]))
+    conversions = [node for node in program.graph.nodes if "to" in str(node.target)]
+    assert len(conversions) == (dtype != torch.float32)
+    embedder = S2SDEmbedder(C, 4, (6,))
+    batch = torch.compile(embedder, fullgraph=True, backend="eager")(features)
+    assert isinstance(batch, S2SDEmbeddings)
+    assert torch.equal(batch.aux[0], embedder(features).aux[0])
+
+
+def test_heads_without_parameters_take_features_as_they_are():
+    assert S2SDEmbedder(C, C, (), head=torch.nn.Identity())(POOLED.half()).dtype == torch.float16
