@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ._features import average_pool, check_features, dtype_for, max_pool
 from .checks import check_instance, check_int
@@ -69,6 +70,20 @@ def _mlp(in_features: int, size: int) -> nn.Module:
 
 
 AUX_HEADS: dict[str, Callable[[int, int], nn.Module]] = {"mlp": _mlp, "linear": nn.Linear}
+
+
+class _CopyOfComputedTensors(TorchFunctionMode):
+    """While it is on, copy.deepcopy copies tensors with a graph behind them too, without the graph.
+
+    torch refuses to. Such is the weight that weight norm, spectral norm or pruning left in a module at its last call,
+    to be computed anew at the next.
+    """
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), tensor.detach().clone())
+        return func(*args, **(kwargs or {}))
 
 
 class S2SDEmbedder(Embedder):
@@ -152,7 +167,9 @@ class S2SDEmbedder(Embedder):
 
         Its output equals this embedder's in eval mode, bit for bit.
         """
-        return Embedder(self.in_features, self.embedding_size, copy.deepcopy(self.head)).eval()
+        with _CopyOfComputedTensors():
+            head = copy.deepcopy(self.head)
+        return Embedder(self.in_features, self.embedding_size, head).eval()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, aux_sizes={self.aux_sizes}, aggregate_pooling={self.aggregate_pooling}"
