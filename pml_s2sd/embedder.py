@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ._data_parallel import ReplicaEmbeddings
 from ._features import average_pool, check_features, dtype_for, max_pool
 from .checks import check_instance, check_int
 from .embeddings import S2SDEmbeddings
@@ -125,6 +126,8 @@ class S2SDEmbedder(Embedder):
         torch.Size([5, 8])
     """
 
+    _is_replica = False  # torch.nn.DataParallel sets it
+
     def __init__(
         self,
         in_features: int,
@@ -160,7 +163,8 @@ class S2SDEmbedder(Embedder):
         if self.aggregate_pooling:
             pooled = pooled + max_pool(features).to(pooled.dtype)
         into_heads = pooled if self.aux_gradient else pooled.detach()
-        return S2SDEmbeddings(z, tuple(g(into_heads) for g in self.aux_heads), pooled)
+        made = ReplicaEmbeddings if self._is_replica else S2SDEmbeddings
+        return made(z, tuple(g(into_heads) for g in self.aux_heads), pooled)
 
     def deploy(self) -> Embedder:
         """The inference-only module: a copy of the base head, in eval mode, no auxiliary parameter left.

@@ -299,10 +299,16 @@ for _name in rule.MARKS:
 S2SDEmbeddings.__hash__ = object.__hash__  # type: ignore[method-assign]
 S2SDEmbeddings.__array_priority__ = torch.Tensor.__array_priority__  # type: ignore[attr-defined]
 
-for _cls in (S2SDEmbeddings, S2SDGradients):
+
+def register_as_pytree(cls: type[S2SDEmbeddings]) -> None:
+    """Shows all tensors of a batch to torch.compile, torch.export and torch.utils.checkpoint."""
     pytree.register_pytree_node(
-        _cls,
+        cls,
         lambda batch: ([batch.embeddings, batch.aux, batch.features], None),
-        lambda children, _, cls=_cls: cls(*children),  # type: ignore[misc]
-        serialized_type_name=f"pml_s2sd.{_cls.__name__}",
+        lambda children, _: cls(*children),
+        serialized_type_name=f"pml_s2sd.{cls.__name__}",
     )
+
+
+register_as_pytree(S2SDEmbeddings)
+register_as_pytree(S2SDGradients)
