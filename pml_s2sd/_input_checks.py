@@ -10,33 +10,15 @@ import torch
 from .embeddings import S2SDEmbeddings
 
 
-def check_features(features: Any, in_features: int, *, maps_only: bool) -> None:
-    """Features (B, F) or feature maps (B, F, H, W), floating point; with `maps_only` the latter."""
-    expected = f"feature maps of shape (B, {in_features}, H, W)"
-    if not maps_only:
-        expected = f"features of shape (B, {in_features}) or {expected}"
-    if not isinstance(features, torch.Tensor):
-        raise TypeError(f"expected {expected}, got {type(features).__name__}")
-    if not features.is_floating_point():
-        raise TypeError(f"expected {expected} in a floating-point dtype, got {features.dtype}")
-    shape = tuple(features.shape)
-    if len(shape) not in (2, 4) or shape[1] != in_features or 0 in shape[2:]:
-        raise ValueError(f"expected {expected}, got shape {shape}; in_features must be the trunk's number of channels")
-    if maps_only and len(shape) != 4:
-        raise ValueError(
-            f"aggregate_pooling (variant MSDFA) needs {expected}, got shape {shape}; "
-            "remove the trunk's own pooling, or choose the variant MSDF"
-        )
-
-
 def check_batch(name: str, batch: Any, embedding_size: int, aux_sizes: tuple[int, ...], *, training: bool) -> None:
     """`S2SDEmbeddings` of the sizes that the loss was made for; in eval mode a tensor too."""
     if not isinstance(batch, S2SDEmbeddings):
         if training:
             raise TypeError(
                 f"in training mode {name} must be the S2SDEmbeddings that an S2SDEmbedder returns, unchanged, got "
-                f"{type(batch).__name__}; put the embedder into training mode (model.train()), or, for a validation "
-                "loss, this loss into eval mode (loss_func.eval())"
+                f"{type(batch).__name__}: either the embedder is in eval mode, then call model.train(), or an "
+                "operation took the base space alone, then do without it, or take whole samples (batch[rows], batch.split(n)); "
+                "only a validation loss wants loss_func.eval(), which switches S2SD off"
             )
         if not isinstance(batch, torch.Tensor):
             raise TypeError(f"{name} must be a tensor of shape (B, {embedding_size}), got {type(batch).__name__}")
