@@ -22,8 +22,7 @@ class GradientBalance:
     g is the objective's gradient, g_KL that of the term, s its strength, norms are over the whole batch, of all
     processes. Forward is the identity; the norms are taken in the one backward pass there is,
     without waiting for the device. A common factor of the gradients, such as a loss scale, or the
-    1/n of gradient accumulation, leaves w as it is. Where the term has no gradient, w is 0. To a second derivative w is
-    a constant.
+    1/n of gradient accumulation, leaves w as it is. Where the term has no gradient, w is 0.
 
     Args:
         ratio: r.
@@ -32,6 +31,9 @@ class GradientBalance:
         strength: s, a float32 scalar, 1 after `split`; what is set before the backward pass counts.
         weight: w of the last backward pass, a float32 scalar; 0 before the first. A backward pass whose gradients
             overflow, a step that a gradient scaler skips, leaves it as it was.
+
+    Raises:
+        RuntimeError: where the gradient is differentiated once more.
 
     Source: after the idea of Chen et al., "GradNorm", ICML 2018, arXiv 1711.02257, where the weights that
         bring gradient norms to a ratio are learnt; here they are computed.
@@ -93,8 +95,27 @@ class _Balanced(torch.autograd.Function):
         gradients = [g if g.dtype == torch.float64 else g.float() for g in (of_objective, of_term)]
         squares = ctx.sum_over_processes(torch.stack([g.detach().square().sum() for g in gradients]))
         weight = ctx.ratio * ctx.step.strength * (squares[0] / squares[1]).sqrt()
-        weight = torch.where(squares[1] > 0, weight, 0)
+        weight = torch.where(squares[1] == 0, 0, weight)
         last = ctx.step.weight
         keep(last, torch.where(weight.isfinite(), weight, last))
         total = gradients[0] + weight * gradients[1]
-        return total.to(of_objective.dtype), None, None, None
+        return _OnceDifferentiable.apply(total.to(of_objective.dtype)), None, None, None
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    """torch's once_differentiable, which torch.func does not know, with a way out."""
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(
+            "an automatic weight is found in the backward pass, which has no derivative of its own then; for gradients of "
+            "gradients set distill_weight to a number"
+        )

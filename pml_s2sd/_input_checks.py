@@ -17,8 +17,8 @@ def check_batch(name: str, batch: Any, embedding_size: int, aux_sizes: tuple[int
             raise TypeError(
                 f"in training mode {name} must be the S2SDEmbeddings that an S2SDEmbedder returns, unchanged, got "
                 f"{type(batch).__name__}: either the embedder is in eval mode, then call model.train(), or an "
-                "operation took the base space alone, then do without it, or take whole samples (batch[rows], batch.split(n)); "
-                "only a validation loss wants loss_func.eval(), which switches S2SD off"
+                "operation took the base space alone, then do without it, or take whole samples (batch[rows], "
+                "batch.split(n)); only a validation loss wants loss_func.eval(), which switches S2SD off"
             )
         if not isinstance(batch, torch.Tensor):
             raise TypeError(f"{name} must be a tensor of shape (B, {embedding_size}), got {type(batch).__name__}")

@@ -109,7 +109,7 @@ class S2SDLoss(nn.Module):
     Attributes:
         terms: of the last training call, of this process, detached scalars: ``base`` L(z), ``aux`` (1/m) Σ L(a_i),
             ``distill`` (1/m) Σ KL(D^z, D^{a_i}), ``feature`` KL(D^z, D^φ); unweighted, 0 where a
-            term is absent, switched off or not started. ``.item()`` them when you log, not before. With an
+            term is absent, switched off or not started. Nothing waits for a device before `terms_as_numbers`. With an
             automatic weight ``distill`` is Σ w_i KL, and ``distill_weight`` the weight of the last backward pass.
         calls: the number of training calls so far, part of the state_dict, as are the positions of
             PML's memory queues.
@@ -344,6 +344,11 @@ class S2SDLoss(nn.Module):
     @property
     def _miners(self) -> list[nn.Module | None]:
         return [self.miner, *self.aux_miners.values()]
+
+    def terms_as_numbers(self) -> dict[str, float]:
+        """`terms` as Python's numbers, for a logger or JSON; waits for the device, once."""
+        values = torch.stack([term.double() for term in self.terms.values()]).tolist() if self.terms else []
+        return dict(zip(self.terms, values, strict=True))
 
     def change_objectives(self, change: Callable[[Any, int], nn.Module | None]) -> None:
         """Change the objective of every space while training.
