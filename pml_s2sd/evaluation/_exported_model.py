@@ -112,7 +112,7 @@ def names_in_archive(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # other files, versions of zip, broken names
         return []
     # A program holds archives: where it is cut behind one, that is what is found, and not from the first byte on.
     return [entry.filename for entry in entries] if min((e.header_offset for e in entries), default=0) == 0 else []

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from .._text import encodable, print_text
 from ..checks import check_int
-from ..whole_file import whole_file
+from ..whole_file import check_output, whole_file
 from ._exported_model import ExportedModel, image_size, load_exported_model
 from .accuracy import RetrievalAccuracyCalculator
 from .image_folder import ImageFolder, pillow_image, some, together
@@ -252,8 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_arguments(arguments)
     try:
         output = settings.output or settings.checkpoint.with_suffix(".evaluation.json")
-        if not output.parent.is_dir():
-            raise FileNotFoundError(f"no folder {output.parent} for --output {output}; make it first")
+        check_output(output)
         results = evaluate(settings)
         write_results(output, results)
     except (OSError, ValueError, ImportError) as error:
