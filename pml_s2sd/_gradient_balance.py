@@ -116,6 +116,6 @@ class _OnceDifferentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         raise RuntimeError(
-            "an automatic weight is found in the backward pass, which has no derivative of its own then; for gradients of "
-            "gradients set distill_weight to a number"
+            "an automatic weight is found in the backward pass, which has no derivative of its own then; for gradients "
+            "of gradients set distill_weight to a number"
         )

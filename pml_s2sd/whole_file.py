@@ -20,6 +20,9 @@ def whole_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         path: what the file is called in the end; one of this name is replaced.
         mode: "wb" for bytes, "w" for text, in UTF-8.
 
+    Raises:
+        FileNotFoundError, ValueError: see `check_output`.
+
     Example:
         >>> from pml_s2sd.whole_file import whole_file
         >>> path = getfixture("tmp_path") / "metrics.json"
@@ -29,6 +32,7 @@ def whole_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         '{}'
     """
     path = Path(path)
+    check_output(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -39,3 +43,17 @@ def whole_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_output(path: Path) -> None:
+    """A file can be written at `path`, in a folder that is there; one that is there already is a regular file.
+
+    Raises:
+        FileNotFoundError, ValueError: saying what is there.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file to write, as {path / 'NAME'}")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file, and would be replaced by one; give another name to write to")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent} to write {path.name} into; make it first")

@@ -1,12 +1,14 @@
 """python -m pml_s2sd.evaluate on images of a few colours: metrics, galleries, broken images, and what is refused."""
 
 import json
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from onnx_models import mean_colour
 from PIL import Image
 
 from pml_s2sd.evaluation.accuracy import RetrievalAccuracyCalculator
@@ -85,6 +87,14 @@ def test_every_metric_of_a_folder_searched_in_itself(checkpoint, tmp_path, capsy
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_an_onnx_model_gives_the_same_metrics(checkpoint, tmp_path):
+    colours, labels = paint(tmp_path / "images", 5)
+    run("--checkpoint", mean_colour(tmp_path / "colour.onnx"), "--images", tmp_path / "images")
+    results = json.loads((tmp_path / "colour.evaluation.json").read_text())
+    assert results["metrics"] == pytest.approx(expected_metrics(embed(colours), labels), abs=1e-5)
+    assert results["image_size"] == [4, 4]
+
+
 def test_a_gallery_with_other_classes_besides_normalisation_and_recalls(checkpoint, tmp_path, capsys):
     colours, labels = paint(tmp_path / "queries", 3, seed=1, classes="abcx")
     gallery = paint(tmp_path / "gallery", 6, seed=2, classes="abcde")
@@ -121,6 +131,26 @@ def test_broken_images_are_named_and_do_not_count(workers, checkpoint, tmp_path,
     printed = capsys.readouterr()
     assert f"left out: {message}" in printed.err
     assert "left out: 1 images that cannot be read" in printed.out
+
+
+def test_what_is_no_image_of_a_class_is_named_and_not_waited_for(checkpoint, tmp_path, capsys):
+    colours, labels = paint(tmp_path / "images", 3)
+    os.mkfifo(tmp_path / "images" / "a" / "pipe.png")
+    (tmp_path / "images" / ".hidden").mkdir()
+    (tmp_path / "images" / "b" / "up.png").symlink_to("..")
+    output = tmp_path / "found.json"
+    run("--checkpoint", checkpoint, "--images", tmp_path / "images", "--output", output)
+    results = json.loads(output.read_text())
+    assert results["metrics"] == pytest.approx(expected_metrics(embed(colours), labels), abs=1e-5)
+    assert results["broken"] == []
+    assert results["left_out"] == [
+        f"{tmp_path / 'images' / '.hidden'}: hidden",
+        f"{tmp_path / 'images' / 'a' / 'pipe.png'}: no regular file",
+        f"{tmp_path / 'images' / 'b' / 'up.png'}: a link back into the folder of images, or above it",
+    ]
+    printed = capsys.readouterr().out
+    assert "left out: 3 entries that are no images of a class" in printed
+    assert "pipe.png: no regular file, " in printed
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
@@ -214,6 +244,71 @@ def test_models_that_give_no_embeddings(tmp_path):
     assert "12 embeddings of 12 that are NaN or infinite" in refused(
         "--checkpoint", undefined, "--images", tmp_path / "images"
     )
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_an_onnx_model_that_gives_no_embeddings_or_fails(outputs, tmp_path):
+    paint(tmp_path / "images", 2)
+    given = ("--images", tmp_path / "images", "--checkpoint")
+    message = refused(*given, mean_colour(tmp_path / "a.onnx", outputs=outputs, keep=1))
+    found = "a tensor of shape (12, 3, 1, 1)" if outputs == 1 else "tuple"
+    assert f"a.onnx returned {found} for 12 images, expected embeddings" in message
+
+
+def test_a_model_that_fails_ends_in_a_sentence(checkpoint, tmp_path, monkeypatch):
+    paint(tmp_path / "images", 2)
+    fails = (
+        "pml_s2sd.evaluation._exported_model.open_onnx",
+        lambda path, device: (raising, [(None, 3, 4, 4)], torch.half),
+    )
+    monkeypatch.setattr(*fails)
+
+    def raising(images):
+        raise RuntimeError(f"no {images.dtype} here")
+
+    message = refused("--checkpoint", mean_colour(tmp_path / "a.onnx"), "--images", tmp_path / "images")
+    assert "a.onnx fails on images of shape (12, 3, 4, 4): no torch.float16 here; export it for any number" in message
+
+
+def test_the_help_says_which_files_to_trust(capsys):
+    with pytest.raises(SystemExit):
+        run("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "WARNING: loading a .pt2 file runs code that its maker put into it; load only files that you trust" in text
+    assert "MODEL.onnx is ONNX, which is data: ask for it where a model comes from others" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_names_of_any_bytes_are_printed_and_written(encoding, checkpoint, tmp_path):
+    """A class in Latin-1 and one in UTF-8, each with one image, one broken, so that they are named."""
+    paint(tmp_path / "images", 3, classes="ab")
+    for name in (b"caf\xe9", "日本".encode()):
+        folder = os.fsencode(tmp_path / "images") + b"/" + name
+        os.mkdir(folder)
+        for i in range(2):
+            with open(folder + b"/%d.png" % i, "wb") as file:
+                Image.new("RGB", (4, 4), (90 + 9 * i, 80, 70)).save(file, format="PNG")
+    with open(os.fsencode(tmp_path / "images") + b"/caf\xe9/1.png", "wb") as file:
+        file.write(b"")
+    with open(os.fsencode(tmp_path / "images") + b"/\xff.txt", "wb") as file:
+        file.write(b"")
+    command = [sys.executable, "-m", "pml_s2sd.evaluate", "--checkpoint", str(checkpoint), "--images"]
+    output = tmp_path / "found.json"
+    done = subprocess.run(
+        [*command, str(tmp_path / "images"), "--output", str(output)],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    printed = done.stdout.decode(encoding.split(":")[0])
+    assert r"count in no metric over queries: caf\udce9" in printed
+    assert r"\udcff.txt: no folder" in printed
+    results = json.loads(output.read_bytes().decode("ascii"))
+    assert results["classes_without_reference"] == [r"caf\udce9"]
+    assert results["queries"] == 9
+    json.dumps(results, ensure_ascii=False).encode("utf-8")
+    assert r"caf\udce9/1.png" in results["broken"][0]
 
 
 @pytest.mark.slow

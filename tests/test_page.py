@@ -2,12 +2,15 @@
 
 import base64
 import json
+import math
+import os
 import re
 import shutil
 import statistics
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
@@ -163,6 +166,56 @@ def test_what_is_missing_or_infinite_is_shown_as_such(tmp_path):
     assert baseline["NMI"] == msd["NMI"] == msd["spectral decay"] == baseline["d"] == ("", "–")
     assert "Recall@2" not in baseline
     assert "demo, msdfa is not finished (1 epochs) and left out." in page.text
+
+
+EXTREMES = [0, -1, 2**63 - 1, -(2**63), 1e308, -1e308, 5e-324, float("nan"), float("inf"), -float("inf")]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", EXTREMES)
+def test_figures_of_any_size_make_a_page(tmp_path, value):
+    """What cannot be shown is a dash, or an infinity."""
+    shown = "–" if math.isnan(value) else {math.inf: "∞", -math.inf: "-∞"}.get(value)
+    changed = record_of(0.45) | {"spectral_decay": value, "train_seconds": value, "singular_values": [value, 1.0]}
+    changed["epochs"][1] |= {"loss": value, "precision_at_1": value}
+    runs = [
+        write_run(tmp_path, "a", {"baseline": record_of(0.4), "msdfa": changed}, embedding_size=value),
+        write_run(tmp_path, "b", {"msdfa": record_of(0.5)}),
+    ]
+    page = Page(write_report(runs, tmp_path / "page.html"))
+    row = page.tables["Every model"][1]
+    assert row["spectral decay"][1] == (shown or f"{value:.3f}")
+    assert row["training s"][1] == (shown or f"{value:.0f}")
+    assert len(page.pictures()) == (4 if 0 < value < math.inf else 3)  # Recall@1 against d, where there are two
+
+    changed = record_of(0.45) | {"precision_at_1": value}
+    changed["epochs"][1]["epoch"] = value
+    page = Page(write_report([write_run(tmp_path, "c", {"baseline": record_of(0.4), "msdfa": changed})]))
+    assert page.tables["Every model"][1]["Recall@1"][1] == (shown or f"{100.0 * value:.1f}".replace("inf", "∞"))
+    assert shown is None or "–Recall@1, msdfa; – on the baseline" in page.text
+    assert len(page.pictures()) == 3
+
+
+def test_names_of_any_bytes_make_a_page(tmp_path, capsys):
+    root = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(root)
+    folder = write_run(Path(os.fsdecode(root)), "demo", {"\ud800": record_of(0.4), "msdfa": record_of(0.5)})
+    save_png(Figure((1, 1)), folder / "msdfa.map.png")
+    (folder / "msdfa.map.png").rename(folder / os.fsdecode(b"\xe9.map.png"))
+    main([str(folder)])
+    assert capsys.readouterr().out.strip().endswith(r"/caf\udce9/demo/report.html")
+    page = Page(folder / "report.html")
+    assert [row["model"][1] for row in page.tables["Every model"]] == [r"\ud800", "msdfa"]
+    assert r"Test embeddings of \udce9, by t-SNE" in page.text
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", '{"models":' + "[" * 200_000, '{"models": {"x": {"epochs": 3}}}'])
+def test_a_metrics_json_that_cannot_be_used_ends_the_command_in_a_sentence(tmp_path, text):
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(SystemExit, match=r"^report: .*metrics.json"):
+        main([str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 
 
 def test_the_command(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """A run's folder: what is written is read back, and what cannot be used is refused."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -116,3 +117,60 @@ def test_a_metrics_json_of_another_shape_is_refused(tmp_path, content, message):
     (tmp_path / "metrics.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot read .* \\(0 bytes\\): "),
+        ("\ufeff{}", "cannot read "),
+        ("<html>", "cannot read "),
+        ('{"models": {"x": {"epochs": []', "cannot read .* it may be cut short"),
+        ('{"models":' + "[" * 200_000, "cannot read .*: its values are nested too deeply"),
+        ("null", "is no metrics.json of a run"),
+        ("3", "is no metrics.json of a run"),
+        ('"models"', "is no metrics.json of a run"),
+        ("{}", "is no metrics.json of a run"),
+        ('{"models": null}', '"models" is NoneType; expected an object'),
+        ('{"models": {"x": null}}', "model 'x' has no list"),
+        ('{"models": {}, "settings": []}', '"settings" is list; expected an object'),
+        ('{"models": {"x": {"epochs": [null]}}}', "model 'x' has no list"),
+        ('{"models": {"x": {"epochs": [{"epoch": true}]}}}', "model 'x' has no list"),
+        ('{"models": {"x": {"epochs": [], "NMI": null}}}', "NMI of model 'x' is None; expected a number"),
+        ('{"models": {"x": {"epochs": [], "train_seconds": "3"}}}', "train_seconds of model 'x' is '3'; expected a"),
+        ('{"models": {"x": {"epochs": [{"epoch": 1, "f1": {}}]}}}', "f1 of model 'x' is {}; expected a number"),
+        (
+            '{"models": {"x": {"epochs": [], "f1": 1%s}}}' % ("0" * 400),
+            "f1 of model 'x' is 10+\\.\\.\\.0+; expected a number, of 64",
+        ),
+        ('{"models": {"x": {"epochs": [], "f1": 1%s}}}' % ("0" * 5000), "cannot read "),
+        ('{"models": {"%s": {}}}' % ("x" * 999), "model 'x+\\.\\.\\.x+' has no list"),
+        ('{"models": {"x": {"epochs": [], "singular_values": {}}}}', "singular_values of model 'x' is no list"),
+    ],
+)
+def test_whatever_is_in_metrics_json_is_read_or_refused_in_a_sentence(tmp_path, text, message):
+    (tmp_path / "metrics.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as refusal:
+        read_run(tmp_path)
+    assert len(str(refusal.value)) < 600
+
+
+def test_metrics_json_is_a_regular_file(tmp_path):
+    """A pipe is not waited for."""
+    os.mkfifo(tmp_path / "metrics.json")
+    with pytest.raises(FileNotFoundError, match=r"no metrics\.json in"):
+        read_run(tmp_path)
+    os.unlink(tmp_path / "metrics.json")
+    (tmp_path / "metrics.json").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no metrics\.json in"):
+        read_run(tmp_path)
+
+
+def test_text_that_utf_8_lacks_is_escaped(tmp_path):
+    record = '{"epochs": [], "precision_at_1": 0.5}'
+    (tmp_path / "metrics.json").write_text(
+        rf'{{"models": {{"\ud800": {record}, "\ud83d\ude00": {record}}}, "settings": {{"a": ["\udfff"]}}}}'
+    )
+    run = read_run(tmp_path)
+    assert list(run.models) == [r"\ud800", "😀"]
+    assert run.settings == {"a": [r"\udfff"]}

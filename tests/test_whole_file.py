@@ -1,5 +1,7 @@
 """Files that are written whole or not at all."""
 
+import os
+
 import pytest
 
 from pml_s2sd.whole_file import whole_file
@@ -29,6 +31,15 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path, error):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_is_not_there_is_the_systems_own_error(tmp_path):
-    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "no" / "a.txt"):
-        pass
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/null")
+    for path, error, message in (
+        (tmp_path / "no" / "a.txt", FileNotFoundError, "no folder .*no to write a.txt into; make it first"),
+        (tmp_path, ValueError, "is a folder; give the name of a file to write"),
+        (tmp_path / "pipe", ValueError, "pipe is no regular file, and would be replaced by one; give another name"),
+        (tmp_path / "device", ValueError, "device is no regular file"),
+    ):
+        with pytest.raises(error, match=message), whole_file(path):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["device", "pipe"]

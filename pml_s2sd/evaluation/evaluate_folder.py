@@ -1,12 +1,13 @@
 """Evaluate a deployed model on a folder of images: every metric of `RetrievalAccuracyCalculator`.
 
-    python -m pml_s2sd.evaluate --checkpoint MODEL.pt2 --images FOLDER
+    python -m pml_s2sd.evaluate --checkpoint MODEL.onnx --images FOLDER
     python -m pml_s2sd.evaluate --checkpoint MODEL.pt2 --images QUERIES --gallery REFERENCES --index hnsw
 
-MODEL.pt2 is a program of torch.export, which is loaded without the model's code: images (B, 3, H, W) in, embeddings
-(B, d) out, for any B. examples/train.py writes one a model; docs/deployment.md says how to export yours. Images lie as
-FOLDER/class/name.png. Without --gallery every image is searched among all others. Embeddings are normalised. The
-metrics are printed, and written to MODEL.evaluation.json.
+The model takes images (B, 3, H, W), for any B, and returns embeddings (B, d). MODEL.onnx is ONNX, which is data: ask
+for it where a model comes from others. MODEL.pt2 is a program of torch.export, as examples/train.py writes one a model.
+WARNING: loading a .pt2 file runs code that its maker put into it; load only files that you trust. docs/deployment.md
+says how to export yours. Images lie as FOLDER/class/name.png. Without --gallery every image is searched among all
+others. Embeddings are normalised. The metrics are printed, and written to MODEL.evaluation.json.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .._argument_checks import check_int
-from ..whole_file import whole_file
+from .._text import encodable, print_text
+from ..whole_file import check_output, whole_file
 from ._exported_model import ExportedModel, image_size, load_exported_model
 from .accuracy import RetrievalAccuracyCalculator
-from .image_folder import ImageFolder, pillow_image, together
+from .image_folder import ImageFolder, pillow_image, some, together
 from .neighbours import ApproximateKNN
 
 
@@ -75,7 +77,7 @@ def embed_folder(
             broken += messages
             if read:
                 batch = (torch.stack(read).to(model.device) - shift) / scale
-                z = model.embed(batch.to(model.dtype))
+                z = embed_batch(model, batch.to(model.dtype))
                 if not isinstance(z, torch.Tensor) or z.dim() != 2 or len(z) != len(read):
                     found = f"a tensor of shape {tuple(z.shape)}" if isinstance(z, torch.Tensor) else type(z).__name__
                     raise ValueError(f"{model.path} returned {found} for {len(read)} images, expected embeddings")
@@ -85,6 +87,16 @@ def embed_folder(
     if not embedded:
         raise ValueError(f"none of the {len(images)} images in {images.folder} can be read; see the messages above")
     return Embedded(torch.cat(embedded), [images.classes[index] for index in kept], broken)
+
+
+def embed_batch(model: ExportedModel, images: torch.Tensor) -> Any:
+    try:
+        return model.embed(images)
+    except Exception as error:  # its kinds are those of whatever runs the model
+        raise ValueError(
+            f"{model.path} fails on images of shape {tuple(images.shape)}: {error}; export it for any number of "
+            "images, and try --device cpu"
+        ) from error
 
 
 def classes_not_to_be_found(queries: Sequence[str], references: Sequence[str] | None) -> list[str]:
@@ -111,10 +123,6 @@ def classes_not_to_be_found(queries: Sequence[str], references: Sequence[str] | 
         )
         raise ValueError(f"there is nothing to be found: {remedy}")
     return lone
-
-
-def some(names: Sequence[str], at_most: int = 5) -> str:
-    return ", ".join([*names[:at_most], *([f"and {len(names) - at_most} more"] if len(names) > at_most else [])])
 
 
 def evaluate(settings: argparse.Namespace) -> dict[str, Any]:
@@ -172,6 +180,7 @@ def evaluate(settings: argparse.Namespace) -> dict[str, Any]:
         "classes_without_reference": lone,
         "queries_without_reference": sum(name in set(lone) for name in embedded[0].classes),
         "broken": [message for part in embedded for message in part.broken],
+        "left_out": [entry for folder in folders for entry in folder.left_out],
         "index": {"kind": settings.index, **({} if knn is None else {"effort": knn.effort, "recall": knn.recall})},
         "metrics": metrics,
     }
@@ -182,23 +191,26 @@ def print_results(results: dict[str, Any]) -> None:
     searched = "each among the others"
     if results["gallery"] is not None:
         searched = f"in {results['references']:,} of {results['reference_classes']:,} classes"
-    print(f"\n{results['queries']:,} images of {results['query_classes']:,} classes, {searched}")
+    print_text(f"\n{results['queries']:,} images of {results['query_classes']:,} classes, {searched}")
     if results["broken"]:
-        print(f"left out: {len(results['broken'])} images that cannot be read, named above")
+        print_text(f"left out: {len(results['broken'])} images that cannot be read, named above")
+    if results["left_out"]:
+        print_text(f"left out: {len(results['left_out'])} entries that are no images of a class")
+        print_text(f"({some(results['left_out'])})")
     if results["classes_without_reference"]:
-        print(
+        print_text(
             f"{results['queries_without_reference']} images have nothing of their class to find, and count in no "
             f"metric over queries: {some(results['classes_without_reference'])}"
         )
     for name, value in results["metrics"].items():
-        print(f"{name:32} {value:.4f}")
+        print_text(f"{name:32} {value:.4f}")
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
-    """JSON; NaN and infinity, which JSON lacks, become null."""
+    """JSON; NaN and infinity, which it lacks, become null, and what UTF-8 lacks becomes an escape."""
     metrics = {name: value if math.isfinite(value) else None for name, value in results["metrics"].items()}
     with whole_file(path, "w") as file:
-        file.write(json.dumps({**results, "metrics": metrics}, indent=1, allow_nan=False) + "\n")
+        file.write(json.dumps(encodable({**results, "metrics": metrics}), indent=1, allow_nan=False) + "\n")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -208,7 +220,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, metavar="MODEL", help="the deployed model, of torch.export (.pt2)")
+    add(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        metavar="MODEL",
+        help="the deployed model, ONNX (.onnx) or of torch.export (.pt2, which runs code: only files that you trust)",
+    )
     add("--images", type=Path, required=True, metavar="FOLDER", help="the queries, FOLDER/class/name.png")
     add("--gallery", type=Path, metavar="FOLDER", help="what they are searched in (default: each among the others)")
     add("--output", type=Path, metavar="FILE", help="default: MODEL.evaluation.json, beside the checkpoint")
@@ -226,7 +244,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--effort", type=int, default=64, help="lists or candidates visited a query by ivf, hnsw (default: 64)")
     add("--batch-size", type=int, default=128, help="default: %(default)s")
     add("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU where there is one")
+    add("--device", help="default: a GPU where there is one")
     return parser.parse_args(arguments)
 
 
@@ -234,14 +252,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_arguments(arguments)
     try:
         output = settings.output or settings.checkpoint.with_suffix(".evaluation.json")
-        if not output.parent.is_dir():
-            raise FileNotFoundError(f"no folder {output.parent} for --output {output}; make it first")
+        check_output(output)
         results = evaluate(settings)
         write_results(output, results)
     except (OSError, ValueError, ImportError) as error:
         raise SystemExit(f"evaluate: {error}") from error
     print_results(results)
-    print(f"\nwritten to {output}")
+    print_text(f"\nwritten to {output}")
 
 
 if __name__ == "__main__":

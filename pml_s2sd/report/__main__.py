@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from .._text import print_text
 from .page import write_report
 
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     settings = parser.parse_args(arguments)
     try:
-        print(write_report(settings.runs, settings.output))
+        print_text(str(write_report(settings.runs, settings.output)))
     except (OSError, ValueError, ImportError) as error:
         raise SystemExit(f"report: {error}") from error
 

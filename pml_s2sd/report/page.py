@@ -12,7 +12,10 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from ..whole_file import whole_file
+import numpy as np
+
+from .._text import encodable
+from ..whole_file import check_output, whole_file
 from .pictures import as_svg, draw_curves, draw_sizes, draw_spectra
 from .run_folder import COSTS, PERCENTAGES, PROPERTIES, Run, read_runs
 from .series import curve_panels, gains, mean_and_deviation, recall_by_size, series_of, spectra
@@ -67,11 +70,9 @@ def write_report(folders: Sequence[str | Path], output: str | Path | None = None
     if output is None:
         output = runs[0].folder / "report.html" if len(runs) == 1 else "report.html"
     output = Path(output)
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder; give the name of a file to write, as {output / 'report.html'}")
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"no folder {output.parent} to write {output.name} into; make it first")
-    page = render(runs)
+    check_output(output)
+    with np.errstate(all="ignore"):  # a run's figures may be infinite
+        page = encodable(render(runs))
     with whole_file(output, "w") as file:
         file.write(page)
     return output
@@ -138,6 +139,8 @@ def headline(runs: Sequence[Run]) -> str:
 def mean_text(values: Sequence[float], form: str, scale: float = 100) -> str:
     """Mean, and ± standard deviation where there are several."""
     mean, deviation = mean_and_deviation([scale * value for value in values])
+    if not math.isfinite(mean) or not math.isfinite(deviation):
+        return NONE
     return form.format(mean) + (f" ± {form.replace('+', '').format(deviation)}" if len(values) > 1 else "")
 
 
@@ -191,13 +194,14 @@ def number(value: Any, form: str, scale: float) -> Cell:
     """A figure of metrics.json: shown rounded, sorted by as it stands there."""
     if not isinstance(value, int | float) or math.isnan(value):
         return Cell(NONE)
-    return Cell(escape(form.format(scale * value)) if math.isfinite(value) else "∞", value)
+    if math.isinf(scale * value):
+        return Cell("∞" if value > 0 else "-∞", value)
+    return Cell(escape(form.format(scale * value)), value)
 
 
 def mean_cell(values: Sequence[float], form: str, scale: float) -> Cell:
-    if not all(map(math.isfinite, values)):
-        return Cell(NONE)
-    return Cell(mean_text(values, form, scale), mean_and_deviation(values)[0])
+    text = mean_text(values, form, scale)
+    return Cell(text, mean_and_deviation(values)[0] if text != NONE else "")
 
 
 def plain(value: Any) -> Cell:

@@ -11,6 +11,7 @@ Only models are required, and of each its epochs; one that has its final "precis
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._text import encodable
 from ..whole_file import whole_file
 
 METRICS_FILE = "metrics.json"
@@ -201,7 +203,9 @@ def read_metrics(folder: str | Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no metrics.json in {folder}; it is written after the first epoch of a run")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return encodable(json.loads(path.read_text(encoding="utf-8")))
+    except RecursionError as error:
+        raise ValueError(f"cannot read {path}: its values are nested too deeply to be those of a run") from error
     except ValueError as error:
         raise ValueError(
             f"cannot read {path} ({path.stat().st_size:,} bytes): {error}; it may be cut short: go on with the run, "
@@ -231,7 +235,7 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     path, content = folder / METRICS_FILE, read_metrics(folder)
     check_content(path, content)
-    run = Run(folder.resolve().name, folder, content)
+    run = Run(encodable(folder.resolve().name), folder, content)
     if not run.models:
         so_far = ", ".join(f"{name}: {epochs} epochs" for name, epochs in run.unfinished.items())
         raise ValueError(
@@ -252,18 +256,31 @@ def check_content(path: Path, content: Any) -> None:
     for name, record in models.items():
         epochs = record.get("epochs") if isinstance(record, dict) else None
         if not isinstance(epochs, list) or not all(isinstance(e, dict) and is_number(e.get("epoch")) for e in epochs):
-            raise ValueError(f'{path}: model {name!r} has no list "epochs" of objects with the number "epoch"')
+            raise ValueError(f'{path}: model {briefly(name)} has no list "epochs" of objects with the number "epoch"')
         for part in (record, *epochs):
-            for metric in (PERCENTAGES | PROPERTIES).keys() & part.keys():
+            for metric in (PERCENTAGES | PROPERTIES | COSTS).keys() & part.keys():
                 if not is_number(part[metric]):
-                    raise ValueError(f"{path}: {metric} of model {name!r} is {part[metric]!r}; expected a number")
+                    raise ValueError(
+                        f"{path}: {metric} of model {briefly(name)} is {briefly(part[metric])}; expected a number, of "
+                        "64 bits at most"
+                    )
         values = record.get("singular_values", [])
         if not isinstance(values, list) or not all(map(is_number, values)):
-            raise ValueError(f"{path}: singular_values of model {name!r} is no list of numbers")
+            raise ValueError(f"{path}: singular_values of model {briefly(name)} is no list of numbers")
+
+
+def briefly(value: Any) -> str:
+    """What Python writes of a value, cut where it is long."""
+    writer = reprlib.Repr()
+    writer.maxstring = writer.maxother = 80
+    return writer.repr(value)
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """A float, NaN and infinity among them, or an int of 64 bits, which is as much as arrays take."""
+    return isinstance(value, float) or (
+        isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+    )
 
 
 def read_runs(folders: Iterable[str | Path]) -> list[Run]:
@@ -271,4 +288,6 @@ def read_runs(folders: Iterable[str | Path]) -> list[Run]:
     unique = {Path(folder).resolve(): Path(folder) for folder in folders}
     runs = [read_run(folder) for folder in unique.values()]
     names = [run.name for run in runs]
-    return [run if names.count(run.name) == 1 else Run(str(run.folder), run.folder, run.content) for run in runs]
+    return [
+        run if names.count(run.name) == 1 else Run(encodable(str(run.folder)), run.folder, run.content) for run in runs
+    ]

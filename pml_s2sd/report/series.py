@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -66,8 +67,9 @@ def recall_by_size(runs: Sequence[Run]) -> dict[str, dict[int, list[float]]]:
     sizes: dict[str, dict[int, list[float]]] = {}
     for label, members in series_of(runs, apart_from=["embedding_size"]).items():
         for run, record in members:
-            if is_number(run.settings.get("embedding_size")):
-                of_size = sizes.setdefault(label, {}).setdefault(run.settings["embedding_size"], [])
+            size: Any = run.settings.get("embedding_size")
+            if is_number(size) and 0 < size < math.inf:
+                of_size = sizes.setdefault(label, {}).setdefault(size, [])
                 of_size.append(100 * record["precision_at_1"])
     return sizes if any(len(by_size) > 1 for by_size in sizes.values()) else {}
 
