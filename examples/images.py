@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from pml_s2sd.image_folder import files_by_class, read_image
+from pml_s2sd.evaluation.image_folder import files_by_class, read_image
 
 SPLIT_SEED = 0
 """Decides which half of the classes is trained on; written down so that everyone tests on the same half."""

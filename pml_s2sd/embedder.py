@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ._argument_checks import check_choice, check_instance, check_int
 from ._data_parallel import ReplicaEmbeddings
 from ._features import average_pool, check_features, dtype_for, max_pool
 from ._frozen_heads import FrozenHeads
-from .checks import check_instance, check_int
 from .embeddings import S2SDEmbeddings
 
 
@@ -148,8 +148,7 @@ class S2SDEmbedder(Embedder):
         for size in aux_sizes:
             check_int("each of aux_sizes", size, at_least=1)
         self.aux_sizes = tuple(aux_sizes)
-        if aux_head not in AUX_HEADS:
-            raise ValueError(f"aux_head must be one of {', '.join(AUX_HEADS)}, got {aux_head!r}")
+        check_choice("aux_head", aux_head, AUX_HEADS)
         self.aggregate_pooling = aggregate_pooling
         self.aux_head = aux_head
         self.aux_gradient = aux_gradient

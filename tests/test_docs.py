@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pml_s2sd.accuracy import RetrievalAccuracyCalculator
+from pml_s2sd.evaluation import RetrievalAccuracyCalculator
+from pml_s2sd.report import read_run
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -26,6 +27,11 @@ def test_evaluation(tmp_path, monkeypatch, capsys):
     assert names["hnsw"].recall == 1.0
     assert names["approximate"]["recall_at_1"] == 1.0
     assert (tmp_path / "model.pt2").exists()
+    models = read_run(tmp_path / "runs" / "mine").models
+    assert models["msdfa"]["epochs"][1] == {"epoch": 2, "loss": 0.5, "precision_at_1": 1.0}
+    assert models["msdfa"].keys() == {"epochs", "precision_at_1", "r_precision", "effective_rank"}
+    assert names["page"] == Path("runs/mine/report.html")
+    assert f'data-value="{models["msdfa"]["effective_rank"]}"' in names["page"].read_text(encoding="utf-8")
     printed = capsys.readouterr().out
     assert re.search(r"^recall_at_1/base +1\.000$", printed, re.MULTILINE)
     assert re.search(r"^overlap/features +0\.\d\d\d$", printed, re.MULTILINE)

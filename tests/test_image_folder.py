@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pml_s2sd.image_folder import ImageFolder, files_by_class, read_image, together
+from pml_s2sd.evaluation.image_folder import ImageFolder, files_by_class, read_image, together
 
 
 @pytest.fixture

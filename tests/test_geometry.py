@@ -1,4 +1,4 @@
-"""The singular-value spectrum: against numpy, and spaces whose spectrum is known."""
+"""The geometry of a space: against numpy and loops over all pairs, and spaces whose geometry is known."""
 
 import math
 
@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from pml_s2sd import spectrum
-from pml_s2sd.spectrum import effective_rank, singular_values, spectral_decay
+from pml_s2sd.evaluation import geometry
+from pml_s2sd.evaluation.geometry import effective_rank, embedding_density, singular_values, spectral_decay
 
 
 @pytest.mark.parametrize(("rows", "d"), [(50, 6), (4, 6), (6, 6), (1, 3)])
 def test_singular_values_are_numpys(rows, d, monkeypatch):
-    monkeypatch.setattr(spectrum, "BLOCK_ROWS", 8)
+    monkeypatch.setattr(geometry, "BLOCK_ROWS", 8)
     x = torch.randn(rows, d)
     expected = np.linalg.svd(x.double().numpy(), compute_uv=False)
     np.testing.assert_allclose(singular_values(x), expected, rtol=1e-12)
@@ -54,3 +54,29 @@ def test_scale_does_not_matter():
 
 def test_all_zero_is_nan():
     assert math.isnan(spectral_decay(singular_values(torch.zeros(4, 3))))
+
+
+@pytest.mark.parametrize("block_rows", [4096, 7])
+def test_density_equals_loops_over_pairs(block_rows, monkeypatch):
+    monkeypatch.setattr(geometry, "BLOCK_ROWS", block_rows)
+    x, labels = torch.randn(50, 6), torch.randint(0, 15, (50,))
+    labels[:2] = torch.tensor([90, -3])  # classes of one member
+    expected = plain.embedding_density(x.numpy(), labels.tolist())
+    assert embedding_density(x, labels) == pytest.approx(expected, abs=1e-10)
+
+
+def test_two_classes_at_right_angles():
+    """Members at ±30° about the axes: within a class 1 - cos 60°, between centres 1 - cos 90°."""
+    angles = torch.deg2rad(torch.tensor([-30.0, 30.0, 60.0, 120.0], dtype=torch.float64))
+    x = torch.stack([angles.cos(), angles.sin()], dim=1)
+    assert embedding_density(3 * x, torch.tensor([4, 4, 7, 7])) == pytest.approx(0.5)
+
+
+def test_collapsed_classes_have_density_0():
+    x = torch.eye(3).repeat_interleave(4, dim=0)
+    assert embedding_density(x, torch.arange(12) // 4) == pytest.approx(0, abs=1e-12)
+
+
+def test_where_density_is_not_defined():
+    assert math.isnan(embedding_density(torch.randn(5, 3), torch.arange(5)))
+    assert math.isnan(embedding_density(torch.randn(5, 3), torch.zeros(5, dtype=torch.long)))

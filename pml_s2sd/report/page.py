@@ -1,19 +1,9 @@
-"""One self-contained HTML page of one or several training runs: tables that sort, training curves, pictures.
-
-    python -m pml_s2sd.report runs/demo                                # writes runs/demo/report.html
-    python -m pml_s2sd.report runs/demo-seed* --output demo.html       # seeds of one setting: means and gains
-    python -m pml_s2sd.report runs/d16 runs/d32 --output sizes.html    # embedding sizes: Recall@1 against d
-
-The runs are folders that examples/train.py wrote. The page loads nothing from anywhere: it can be mailed, or read on a
-phone without network.
-"""
+"""One self-contained HTML page of one or several training runs: tables that sort, training curves, pictures."""
 
 from __future__ import annotations
 
-import argparse
 import base64
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -22,28 +12,15 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from ..whole_file import whole_file
 from .pictures import as_svg, draw_curves, draw_sizes, draw_spectra
-from .runs import (
-    PERCENTAGES,
-    PROPERTIES,
-    Run,
-    curve_panels,
-    gains,
-    mean_and_deviation,
-    read_runs,
-    recall_by_size,
-    series_of,
-    spectra,
-)
+from .run_folder import COSTS, PERCENTAGES, PROPERTIES, Run, read_runs
+from .series import curve_panels, gains, mean_and_deviation, recall_by_size, series_of, spectra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COSTS = {
-    "deployed_parameters": ("parameters", "{:,.0f}"),
-    "latency_ms_per_image": ("ms/image", "{:.3f}"),
-    "train_seconds": ("training s", "{:.0f}"),
-}
+COST_FORMS = {"deployed_parameters": "{:,.0f}", "latency_ms_per_image": "{:.3f}", "train_seconds": "{:.0f}"}
 NONE = "–"
 MEANINGS = {
     "Recall@K": "queries with one of their class among the K nearest, every image a query, all others its gallery",
@@ -75,7 +52,7 @@ def write_report(folders: Sequence[str | Path], output: str | Path | None = None
         The file.
 
     Raises:
-        FileNotFoundError, ValueError: a folder is no run (see `runs.read_run`), or output cannot be a file.
+        FileNotFoundError, ValueError: a folder is no run (see `run_folder.read_run`), or output cannot be a file.
         ImportError: matplotlib is not installed.
 
     Example:
@@ -95,9 +72,8 @@ def write_report(folders: Sequence[str | Path], output: str | Path | None = None
     if not output.parent.is_dir():
         raise FileNotFoundError(f"no folder {output.parent} to write {output.name} into; make it first")
     page = render(runs)
-    temporary = output.with_name(output.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, output)
+    with whole_file(output, "w") as file:
+        file.write(page)
     return output
 
 
@@ -123,7 +99,7 @@ def render(runs: Sequence[Run]) -> str:
         "<h2>How it was made</h2>",
         settings_table(runs),
     ]
-    template = Template((files("pml_s2sd") / "report.html").read_text(encoding="utf-8"))
+    template = Template((files("pml_s2sd.report") / "page.html").read_text(encoding="utf-8"))
     return template.substitute(title=escape(title), body="\n".join(section for section in sections if section))
 
 
@@ -170,7 +146,7 @@ def models_table(runs: Sequence[Run]) -> str:
     records = [record for run in runs for record in run.models.values()]
     metrics = [metric for metric in PERCENTAGES | PROPERTIES if any(metric in record for record in records)]
     costs = [cost for cost in COSTS if any(cost in record for record in records)]
-    titles = {**PERCENTAGES, **PROPERTIES, **{cost: title for cost, (title, _) in COSTS.items()}}
+    titles = PERCENTAGES | PROPERTIES | COSTS
     rows = []
     for run in runs:
         for model, record in run.models.items():
@@ -202,8 +178,8 @@ def means_table(runs: Sequence[Run]) -> str:
 
 
 def form_of(figure: str) -> str:
-    if figure in COSTS:
-        return COSTS[figure][1]
+    if figure in COST_FORMS:
+        return COST_FORMS[figure]
     return "{:.1f}" if figure in PERCENTAGES else "{:.3f}"
 
 
@@ -312,25 +288,3 @@ def settings_table(runs: Sequence[Run]) -> str:
     names.sort(key=lambda name: len({repr(of_run.get(name)) for of_run in found}) == 1)
     rows = [[Cell(escape(name), name), *(plain(of_run.get(name)) for of_run in found)] for name in names]
     return table("How it was made", ["setting", *(run.name for run in runs)], rows, "settings")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m pml_s2sd.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, RUNS/NAME")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="default: report.html in the run's folder; of several runs, report.html where you are",
-    )
-    settings = parser.parse_args(arguments)
-    try:
-        print(write_report(settings.runs, settings.output))
-    except (OSError, ValueError, ImportError) as error:
-        raise SystemExit(f"report: {error}") from error
-
-
-if __name__ == "__main__":
-    main()

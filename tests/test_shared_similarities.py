@@ -8,15 +8,16 @@ import pytest
 import torch
 from pytorch_metric_learning import distances, losses, miners
 
-from pml_s2sd import S2SDEmbedder, S2SDLoss, distillation
-from pml_s2sd.shared_cosine import CDIST_DIFFERENCES, Cosine, CosineWithItself, SharedCosine, SharedEuclidean, share
+from pml_s2sd import S2SDEmbedder, S2SDLoss, _shared_similarities, distillation
+from pml_s2sd._shared_similarities import CDIST_DIFFERENCES, SharedCosine, SharedEuclidean, SharedSimilarities, cosines
 
 LABELS = torch.arange(12) // 2
 
 
 def sharing(x):
     distance = SharedCosine()
-    distance.expect(x)
+    distance.begin()
+    distance(x)
     return distance
 
 
@@ -32,33 +33,13 @@ def test_matrix_and_gradient_are_those_of_pml(B):
 
 def test_the_gradient_can_be_differentiated_again():
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(CosineWithItself.apply, x)
-    assert torch.autograd.gradgradcheck(CosineWithItself.apply, x)
+    assert torch.autograd.gradcheck(cosines, x)
+    assert torch.autograd.gradgradcheck(cosines, x)
 
 
-def test_with_proxies_matrix_and_both_gradients_are_those_of_pml():
-    x = (3 * torch.randn(12, 5, dtype=torch.float64)).requires_grad_()
-    proxies = (0.1 * torch.randn(7, 5, dtype=torch.float64)).requires_grad_()
-    into_D = torch.randn(12, 7, dtype=torch.float64)
-    found, expected = sharing(x)(x, proxies), distances.CosineSimilarity()(x, proxies)
-    assert "Cosine" in found.grad_fn.name() and "Cosine" not in expected.grad_fn.name()
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
-    gradients = [torch.autograd.grad(D, (x, proxies), into_D) for D in (found, expected)]
-    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-14)
-
-
-def test_with_proxies_the_gradients_can_be_differentiated_again():
-    x, proxies = (torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (4, 2))
-    assert torch.autograd.gradcheck(Cosine.apply, (x, proxies))
-    assert torch.autograd.gradgradcheck(Cosine.apply, (x, proxies))
-
-
-def test_a_zero_proxy_is_similar_to_none_and_gets_no_gradient():
-    x, proxies = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 0.0], [4.0, 3.0]], requires_grad=True)
-    D = sharing(x)(x, proxies)
-    D.sum().backward()
-    torch.testing.assert_close(D, torch.tensor([[0.0, 0.96]]))
-    assert proxies.grad[0].tolist() == [0.0, 0.0] and proxies.grad[1].abs().max() > 0.01
+def test_with_proxies_it_is_pmls():
+    x, proxies = (torch.randn(n, 5, dtype=torch.float64) for n in (12, 7))
+    assert torch.equal(sharing(x)(x, proxies), distances.CosineSimilarity()(x, proxies))
 
 
 @pytest.mark.parametrize("B", [CDIST_DIFFERENCES, CDIST_DIFFERENCES + 1, 40])
@@ -113,38 +94,45 @@ def test_other_dtypes_are_pmls():
 def test_under_autocast_it_is_pmls():
     x = torch.randn(4, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        assert sharing(x).of(x) is None
+        assert sharing(x).known(x) is None
         assert torch.equal(sharing(x)(x), distances.CosineSimilarity()(x))
 
 
-def test_a_batch_that_was_not_announced_or_is_over_is_pmls_even_when_changed_in_place(monkeypatch):
+def test_a_batch_that_is_not_the_first_or_is_over_is_pmls_even_when_changed_in_place(monkeypatch):
     calls = counted(monkeypatch)
     x = torch.randn(4, 3)
-    distance = sharing(torch.randn(4, 3))
+    distance = SharedCosine()
     distance(x)
     assert torch.equal(distance(x.mul_(-1).add_(1)), distances.CosineSimilarity()(x))
-    distance.expect(x)
-    distance.forget()
-    assert distance.of(x) is None and calls == []
+    other = torch.randn(4, 3)
+    distance.begin()
+    distance(other)
+    distance(x)
+    assert torch.equal(distance(x.mul_(-1).add_(1)), distances.CosineSimilarity()(x))
+    distance.end()
+    distance(other)
+    assert distance.known(other) is None and [x is other for x in calls] == [True]
 
 
 def test_only_plain_cosine_and_euclidean_distances_are_replaced():
     loss, miner = losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner()
-    assert share(loss, miner) is loss.distance is miner.distance
+    SharedSimilarities([(loss, miner)])
+    assert type(loss.distance) is SharedCosine and loss.distance is miner.distance
     margin, weighted = losses.MarginLoss(), miners.DistanceWeightedMiner()
-    shared = share(margin, weighted)
-    assert margin.distance.cosine is weighted.distance.cosine is shared
+    SharedSimilarities([(margin, weighted)])
+    assert type(margin.distance) is SharedEuclidean and margin.distance.cosine is weighted.distance.cosine
     powered = losses.MultiSimilarityLoss(distance=distances.CosineSimilarity(power=2))
     squared = losses.MarginLoss(distance=distances.LpDistance(power=2))
     subclass = type("Mine", (distances.CosineSimilarity,), {})()
-    assert share(powered, squared, losses.ContrastiveLoss(distance=subclass), None) is None
-    assert powered.distance.power == squared.distance.power == 2
+    others = powered, squared, losses.ContrastiveLoss(distance=subclass)
+    before = [loss.distance for loss in others]
+    SharedSimilarities([(loss, None) for loss in others])
+    assert all(loss.distance is distance for loss, distance in zip(others, before, strict=True))
 
 
 def counted(monkeypatch):
     calls = []
-    compute = CosineWithItself.forward
-    monkeypatch.setattr(CosineWithItself, "forward", staticmethod(lambda ctx, x: calls.append(x) or compute(ctx, x)))
+    monkeypatch.setattr(_shared_similarities, "cosines", lambda x: calls.append(x) or cosines(x))
     return calls
 
 
@@ -180,10 +168,8 @@ def test_nothing_of_a_step_is_kept_after_it():
 @pytest.mark.parametrize("plain_entries", [100, 2**22])
 def test_a_space_s_similarities_are_not_made_whole_for_distillation_alone(plain_entries, monkeypatch):
     """An objective with proxies does not ask for them, and in blocks of rows nobody needs them whole."""
-    monkeypatch.setattr(distillation, "PLAIN_ENTRIES", plain_entries)
-    asked = []
-    apply = CosineWithItself.apply
-    monkeypatch.setattr(CosineWithItself, "apply", lambda x: asked.append(x) or apply(x))
+    monkeypatch.setattr(distillation, "WHOLE_ENTRIES", plain_entries)
+    asked = counted(monkeypatch)
 
     def terms(objective):
         torch.manual_seed(0)

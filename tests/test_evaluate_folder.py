@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pml_s2sd.accuracy import RetrievalAccuracyCalculator
-from pml_s2sd.evaluate import main
+from pml_s2sd.evaluation.accuracy import RetrievalAccuracyCalculator
+from pml_s2sd.evaluation.evaluate_folder import main
 
 
 class MeanColour(torch.nn.Module):

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from .checks import check_int
+from .._argument_checks import check_int
 
 Size = tuple[int | None, int | None]
 """(H, W), each None where any is taken."""
 
 
 @dataclass(frozen=True)
-class Program:
+class ExportedModel:
     """A deployed model: what embeds a batch of images, and what it expects.
 
     Attributes:
@@ -34,7 +34,7 @@ class Program:
     device: torch.device
 
 
-def load_program(path: str | Path, device: str | torch.device = "cpu") -> Program:
+def load_exported_model(path: str | Path, device: str | torch.device = "cpu") -> ExportedModel:
     """Read a program of torch.export from images to embeddings.
 
     Args:
@@ -48,12 +48,12 @@ def load_program(path: str | Path, device: str | torch.device = "cpu") -> Progra
 
     Example:
         >>> import torch
-        >>> from pml_s2sd.program import load_program
+        >>> from pml_s2sd.evaluation._exported_model import load_exported_model
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, 2)).eval()
         >>> any_batch = ({0: torch.export.Dim("batch")},)
         >>> program = torch.export.export(model, (torch.rand(2, 3, 4, 4),), dynamic_shapes=any_batch)
         >>> torch.export.save(program, f"{getfixture('tmp_path')}/model.pt2")
-        >>> loaded = load_program(f"{getfixture('tmp_path')}/model.pt2")
+        >>> loaded = load_exported_model(f"{getfixture('tmp_path')}/model.pt2")
         >>> loaded.size, loaded.embed(torch.rand(5, 3, 4, 4)).shape
         ((4, 4), torch.Size([5, 2]))
     """
@@ -84,7 +84,7 @@ def load_program(path: str | Path, device: str | torch.device = "cpu") -> Progra
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, device)
-    return Program(path, program.module(), size, dtype, device)
+    return ExportedModel(path, program.module(), size, dtype, device)
 
 
 def names_in_archive(path: Path) -> list[str]:
@@ -124,15 +124,15 @@ def checked_device(device: str | torch.device) -> torch.device:
         raise ValueError(f"cannot use the device {device!r}: {error}") from error
 
 
-def image_size(program: Program, side: int | None) -> tuple[int, int]:
-    """(H, W): what the program expects, or `side` where it takes any."""
+def image_size(model: ExportedModel, side: int | None) -> tuple[int, int]:
+    """(H, W): what the model expects, or `side` where it takes any."""
     if side is not None:
         check_int("--image-size", side, at_least=1)
-    height, width = (side if expected is None else expected for expected in program.size)
+    height, width = (side if expected is None else expected for expected in model.size)
     if height is None or width is None:
-        raise ValueError(f"{program.path} takes images of any size; give the one of its training, --image-size SIDE")
+        raise ValueError(f"{model.path} takes images of any size; give the one of its training, --image-size SIDE")
     if side is not None and (height, width) != (side, side):
         raise ValueError(
-            f"--image-size is {side}, but {program.path} takes images of {height} × {width}; leave --image-size out"
+            f"--image-size is {side}, but {model.path} takes images of {height} × {width}; leave --image-size out"
         )
     return height, width

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .runs import Curve, mean_and_deviation
+from ..whole_file import whole_file
+from .series import Curve, mean_and_deviation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def draw_curves(panels: Mapping[str, Mapping[str, Sequence[Curve]]]) -> Figure:
         ImportError: matplotlib is not installed.
 
     Example:
-        >>> from pml_s2sd.pictures import draw_curves
+        >>> from pml_s2sd.report.pictures import draw_curves
         >>> figure = draw_curves({"Recall@1, %": {"baseline": [{1: 30.0, 2: 40.0}, {1: 32.0, 2: 42.0}]}})
         >>> figure.axes[0].lines[0].get_ydata().tolist()
         [31.0, 41.0]
@@ -94,7 +94,7 @@ def draw_spectra(series: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     """Singular values of embedding spaces, each a share of their sum, from the largest down, on a log scale.
 
     Args:
-        series: by name of the space, the values of each run, as `spectrum.singular_values` gives them.
+        series: by name of the space, the values of each run, as `evaluation.geometry.singular_values` gives them.
             The mean of the runs is drawn, with a band of their standard deviation.
 
     Raises:
@@ -193,11 +193,9 @@ def lay_out(x: torch.Tensor, seed: int) -> np.ndarray:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write under a temporary name, then rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    with drawing():
-        figure.savefig(temporary, format="png", dpi=110)
-    os.replace(temporary, path)
+    """Write a figure into a file, which is there whole or not at all."""
+    with drawing(), whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
 def as_svg(figure: Figure) -> str:

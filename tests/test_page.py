@@ -1,4 +1,4 @@
-"""The report: its numbers against metrics.json, escaping, errors; sorting and width in a browser where there is one."""
+"""The report: its numbers against metrics.json, escaping; sorting and width in a browser where there is one."""
 
 import base64
 import json
@@ -11,34 +11,12 @@ from html.parser import HTMLParser
 
 import pytest
 from matplotlib.figure import Figure
+from run_folders import record_of, write_run
 
-from pml_s2sd.pictures import save_png
-from pml_s2sd.report import main, write_report
-from pml_s2sd.runs import PERCENTAGES, PROPERTIES, gains, read_run, read_runs, recall_by_size, series_of
-
-METRICS = [*PERCENTAGES, *PROPERTIES]
-
-
-def record_of(start, epochs=3):
-    """A finished model: every metric a number of its own."""
-    record = {metric: start + 0.0123 * i for i, metric in enumerate(METRICS)}
-    record["epochs"] = [{"epoch": e, "precision_at_1": start * e / epochs, "loss": 1 / e} for e in range(1, epochs + 1)]
-    costs = {"deployed_parameters": 306544, "latency_ms_per_image": 0.25, "train_seconds": 61.2}
-    return {**record, **costs, "singular_values": [3.0, 2.0, 1.0 + start]}
-
-
-def write_run(root, name, models=None, **settings):
-    folder = root / name
-    folder.mkdir(parents=True)
-    content = {
-        "settings": {"name": name, "seed": 0, "embedding_size": 32, "epochs": 3, "aux_sizes": [64, 128], **settings},
-        "versions": {"torch": "2.6.0"},
-        "machine": "x86_64, 1 threads",
-        "data": {"train_images": 10, "test_images": 3390, "train_classes": 2, "test_classes": 613},
-        "models": models if models is not None else {"baseline": record_of(0.4), "msdfa": record_of(0.45)},
-    }
-    (folder / "metrics.json").write_text(json.dumps(content))
-    return folder
+from pml_s2sd.report.__main__ import main
+from pml_s2sd.report.page import write_report
+from pml_s2sd.report.pictures import save_png
+from pml_s2sd.report.run_folder import PERCENTAGES, PROPERTIES
 
 
 class Page(HTMLParser):
@@ -143,18 +121,12 @@ def test_seeds_have_means_and_paired_gains(tmp_path):
     assert "Recall@1 on unseen classes against the embedding size" not in page.source
 
 
-def test_runs_of_other_settings_are_series_of_their_own_and_sizes_have_a_picture(tmp_path):
+def test_sizes_have_a_picture_and_what_differs_comes_first(tmp_path):
     folders = [
         write_run(tmp_path, f"d{d}-{seed}", {"msdfa": record_of(d / 100)}, embedding_size=d, seed=seed, epochs=3 + seed)
         for d in (16, 32)
         for seed in (0, 1)
     ]
-    runs = read_runs(folders)
-    assert list(series_of(runs)) == [f"msdfa, d={d}, epochs={e}" for d in (16, 32) for e in (3, 4)]
-    assert recall_by_size(runs) == {
-        f"msdfa, epochs={e}": {16: [pytest.approx(16)], 32: [pytest.approx(32)]} for e in (3, 4)
-    }
-    assert gains(runs, "f1") == {}  # no baseline to gain on
     page = Page(write_report(folders, tmp_path / "sizes.html"))
     descriptions = [attributes["alt"] for attributes in page.pictures()]
     assert sum("against the embedding size" in description for description in descriptions) == 1
@@ -178,11 +150,6 @@ def test_names_and_settings_are_escaped(tmp_path):
     assert f"Recall@1, {ODD}" in page.text
 
 
-def test_runs_of_one_name_are_called_by_their_paths(tmp_path):
-    folders = [write_run(tmp_path / place, "demo") for place in ("a", "b")]
-    assert [run.name for run in read_runs(folders)] == [str(folder) for folder in folders]
-
-
 def test_what_is_missing_or_infinite_is_shown_as_such(tmp_path):
     small = {"precision_at_1": 0.4, "epochs": [{"epoch": 1, "loss": 0.5}]}  # as of train_distributed.py
     models = {"baseline": {**small, "spectral_decay": float("inf")}, "msd": {**small, "NMI": float("nan")}}
@@ -196,42 +163,6 @@ def test_what_is_missing_or_infinite_is_shown_as_such(tmp_path):
     assert baseline["NMI"] == msd["NMI"] == msd["spectral decay"] == baseline["d"] == ("", "–")
     assert "Recall@2" not in baseline
     assert "demo, msdfa is not finished (1 epochs) and left out." in page.text
-
-
-def test_errors_say_what_is_wrong_with_a_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere; expected a run of examples/train.py"):
-        read_run(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"no metrics.json in .*; it is written after the first epoch"):
-        read_run(tmp_path)
-    folder = write_run(tmp_path, "begun", {"baseline": {"epochs": [{"epoch": 1}, {"epoch": 2}]}})
-    with pytest.raises(ValueError, match=r"no finished model in .*\(baseline: 2 epochs\); go on with the run"):
-        read_run(folder)
-    path = write_run(tmp_path, "cut") / "metrics.json"
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"cannot read .*metrics.json \(200 bytes\): .*it may be cut short"):
-        read_run(path.parent)
-    path.write_bytes(b"\xff\xfe{}")
-    with pytest.raises(ValueError, match="cannot read"):
-        read_run(path.parent)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([1], "is no metrics.json of a run"),
-        ({"models": []}, '"models" is list; expected an object'),
-        ({"models": {}, "data": 3}, '"data" is int; expected an object'),
-        ({"models": {}}, "no finished model .*none begun"),
-        ({"models": {"msd": {}}}, "model 'msd' has no list \"epochs\""),
-        ({"models": {"msd": {"epochs": [{"epoch": "1"}]}}}, "model 'msd' has no list \"epochs\""),
-        ({"models": {"msd": {"epochs": [], "f1": "high"}}}, "f1 of model 'msd' is 'high'; expected a number"),
-        ({"models": {"msd": {"epochs": [], "singular_values": [None]}}}, "singular_values of model 'msd'"),
-    ],
-)
-def test_a_metrics_json_of_another_shape_is_refused(tmp_path, content, message):
-    (tmp_path / "metrics.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=message):
-        read_run(tmp_path)
 
 
 def test_the_command(tmp_path, capsys):

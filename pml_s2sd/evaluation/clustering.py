@@ -21,7 +21,7 @@ class KMeans:
 
     Example:
         >>> import torch
-        >>> from pml_s2sd.clustering import KMeans
+        >>> from pml_s2sd.evaluation.clustering import KMeans
         >>> first, second, third, fourth = KMeans()(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), 2)
         >>> (first == second).item(), (third == fourth).item(), (first == third).item()
         (True, True, False)
@@ -56,7 +56,7 @@ def pairwise_f1(labels: torch.Tensor, clusters: torch.Tensor) -> float:
 
     Example:
         >>> import torch
-        >>> from pml_s2sd.clustering import pairwise_f1
+        >>> from pml_s2sd.evaluation.clustering import pairwise_f1
         >>> pairwise_f1(torch.tensor([0, 0, 1, 1]), torch.tensor([5, 5, 5, 7]))
         0.4
     """

@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from pytorch_metric_learning.distances import BaseDistance
 
+from .distillation import Comparison
+
 
 class Similarity:
     """D^x: the similarities of samples to each other, or to references; larger means more similar.
 
         D = ±distance(x, ref),  minus where small means similar (`LpDistance`, `SNRDistance`)
 
-    In two steps, so that what concerns one sample is done once: `prepare` the samples, then compare.
-    Both compute in float32 or wider, also under autocast.
+    In two steps, so that what concerns one sample is done once: `prepare` the samples, or a `comparison` of them,
+    then call. Both compute in float32 or wider, also under autocast.
 
     Args:
         distance: a PML distance.
@@ -20,7 +22,7 @@ class Similarity:
     Example:
         >>> import torch
         >>> from pytorch_metric_learning.distances import CosineSimilarity
-        >>> from pml_s2sd.similarity import Similarity
+        >>> from pml_s2sd._similarity import Similarity
         >>> D = Similarity(CosineSimilarity())
         >>> x = D.prepare(torch.tensor([[2.0, 0.0], [0.0, 3.0]]))
         >>> D(x, x)
@@ -39,6 +41,11 @@ class Similarity:
             if x.requires_grad:
                 x = torch.where((x == 0).all(dim=1, keepdim=True), x.detach(), x)
             return self.distance.maybe_normalize(x)
+
+    def comparison(self, x: torch.Tensor, ref: torch.Tensor) -> Comparison:
+        """Samples (B, d) and references (R, d), which may be one tensor, prepared."""
+        prepared = self.prepare(x)
+        return Comparison(prepared, prepared if ref is x else self.prepare(ref))
 
     def __call__(self, x: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
         """D of prepared samples, (B, d), to prepared references, (R, d): (B, R)."""

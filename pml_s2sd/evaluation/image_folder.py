@@ -20,7 +20,7 @@ def files_by_class(folder: str | Path) -> dict[str, list[Path]]:
         FileNotFoundError: there is no such folder.
 
     Example:
-        >>> from pml_s2sd.image_folder import files_by_class
+        >>> from pml_s2sd.evaluation.image_folder import files_by_class
         >>> files_by_class("nowhere")
         Traceback (most recent call last):
         FileNotFoundError: no folder nowhere; expected images laid out as nowhere/class/name.png

@@ -1,0 +1,34 @@
+"""Files that are written whole or not at all."""
+
+import pytest
+
+from pml_s2sd.whole_file import whole_file
+
+
+@pytest.mark.parametrize(("mode", "content", "stored"), [("wb", b"\x00\xff", b"\x00\xff"), ("w", "φ", "φ".encode())])
+def test_a_file_is_there_when_the_block_has_ended(tmp_path, mode, content, stored):
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    with whole_file(path, mode) as file:
+        file.write(content)
+        file.flush()
+        assert path.read_text() == "before"
+        assert (tmp_path / "a.txt.tmp").read_bytes() == stored
+    assert path.read_bytes() == stored
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_what_was_there(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    with pytest.raises(error), whole_file(path, "w") as file:
+        file.write("half of")
+        raise error
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_not_there_is_the_systems_own_error(tmp_path):
+    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "no" / "a.txt"):
+        pass
