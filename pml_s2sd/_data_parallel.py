@@ -15,7 +15,7 @@ class ReplicaEmbeddings(S2SDEmbeddings):
     gives the fields, in place of rows, and a call with an iterator of joined fields gives the whole batch.
     """
 
-    def __new__(cls, *fields: Any) -> Any:
+    def __new__(cls, *fields: Any, **_: Any) -> Any:
         return S2SDEmbeddings(*fields[0]) if len(fields) == 1 else super().__new__(cls)
 
     def __iter__(self) -> Iterator:

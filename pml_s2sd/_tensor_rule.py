@@ -24,7 +24,7 @@ ALONG: dict[str, tuple[int | None, int | None]] = {
     **dict.fromkeys(["split_with_sizes", "split_with_sizes_copy", "unsafe_split_with_sizes"], (2, 0)),
     **dict.fromkeys(["unbind", "unbind_copy"], (1, 0)),
     **dict.fromkeys(["index_select", "select", "select_copy", "narrow", "narrow_copy", "flip"], (1, None)),
-    **dict.fromkeys(["unsqueeze", "unsqueeze_copy", "squeeze", "squeeze_copy"], (1, None)),
+    **dict.fromkeys(["unsqueeze", "unsqueeze_copy", "squeeze", "squeeze_copy", "unflatten"], (1, None)),
     **dict.fromkeys(["roll", "repeat_interleave"], (2, None)),
     **dict.fromkeys(["vsplit", "flipud"], (None, 0)),
 }

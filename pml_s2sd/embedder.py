@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from ._argument_checks import check_choice, check_instance, check_int
 from ._data_parallel import ReplicaEmbeddings
 from ._features import average_pool, check_features, dtype_for, max_pool
+from ._frozen_heads import FrozenHeads
 from .embeddings import S2SDEmbeddings
 
 
@@ -152,6 +153,7 @@ class S2SDEmbedder(Embedder):
         self.aux_head = aux_head
         self.aux_gradient = aux_gradient
         self.aux_heads = nn.ModuleList(AUX_HEADS[aux_head](in_features, size) for size in self.aux_sizes)
+        self._frozen_heads = FrozenHeads(self.aux_heads)
 
     def forward(self, features: torch.Tensor) -> S2SDEmbeddings | torch.Tensor:  # type: ignore[override]
         check_features(features, self.in_features, maps_only=self.aggregate_pooling and self.training)
@@ -159,6 +161,8 @@ class S2SDEmbedder(Embedder):
         z = self._embed(pooled)
         if not self.training:
             return z
+        if z.requires_grad:  # the model is being trained
+            self._frozen_heads.warn(self.aux_heads)
         if self.aggregate_pooling:
             pooled = pooled + max_pool(features).to(pooled.dtype)
         into_heads = pooled if self.aux_gradient else pooled.detach()

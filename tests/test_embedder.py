@@ -155,6 +155,18 @@ def test_compiles_as_one_graph_with_gradients_in_every_head(aggregate_pooling):
         torch.testing.assert_close(gradient, p.grad)
 
 
+def test_transforms_see_every_space():
+    """torch.func takes a batch for the pytree that it is."""
+    embedder = S2SDEmbedder(16, 4, (6,), aux_head="linear")
+    features = torch.randn(3, 5, 16)
+    stacked, expected = torch.func.vmap(embedder)(features), embedder(features.flatten(0, 1))
+    torch.testing.assert_close(stacked.aux[0].flatten(0, 1), expected.aux[0])
+    jacobian = torch.func.jacrev(lambda x: embedder(x[None])[0])(features[0, 0])
+    torch.testing.assert_close(jacobian.embeddings, embedder.head.weight)
+    torch.testing.assert_close(jacobian.aux[0], embedder.aux_heads[0].weight)
+    torch.testing.assert_close(jacobian.features, torch.eye(16))
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "words"),
     [

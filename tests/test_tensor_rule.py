@@ -94,6 +94,7 @@ EVERY_SPACE = {
     "unsqueeze": [lambda x: x.unsqueeze(0), lambda x: torch.unsqueeze(x, -3)],
     "unsqueeze_copy": [lambda x: torch.unsqueeze_copy(x, 0)],
     "squeeze": [lambda x: x.squeeze(0), lambda x: torch.squeeze(x, dim=-2), lambda x: x[:1].squeeze(0)],
+    "unflatten": [lambda x: x.unflatten(0, (2, 6)), lambda x: torch.unflatten(x, dim=-2, sizes=(3, -1))],
     "squeeze_copy": [lambda x: torch.squeeze_copy(x, 0)],
     "cat": [
         lambda x: torch.cat([x, x]), lambda x: torch.cat((x, x), 0), lambda x: torch.cat(tensors=[x, x], dim=-2),
@@ -135,7 +136,8 @@ BASE_ALONE = [
     lambda x: x[x > 0], lambda x: x[2:5, 1:3], lambda x: x[True], lambda x: x[0][2], lambda x: x[0].split(2),
     lambda x: torch.gather(x, 0, torch.zeros(2, 4, dtype=torch.int64)), lambda x: x.masked_select(x > 0),
     lambda x: torch.take_along_dim(x, torch.zeros(1, 4, dtype=torch.int64), 0), lambda x: x.sum(0), lambda x: x.t(),
-    lambda x: x.view(2, 6, 4), lambda x: torch.zeros_like(x), lambda x: x.numpy(), lambda x: x.tolist(),
+    lambda x: x.view(2, 6, 4), lambda x: x.unflatten(1, (2, 2)),
+    lambda x: torch.zeros_like(x), lambda x: x.numpy(), lambda x: x.tolist(),
     lambda x: x.type(), lambda x: np.float32(2) * x, lambda x: 2 * x, lambda x: x @ x.t(), lambda x: x.sort(dim=0),
     lambda x: torch.from_dlpack(x), lambda x: torch.nn.functional.relu(x, inplace=False), lambda x: x.is_leaf,
     lambda x: torch.split(x, 5)[0] + 1, lambda x: torch.cat([x, x], out=torch.empty(0)),
