@@ -14,19 +14,20 @@ class FrozenHeads:
 
     def __init__(self, heads: Iterable[nn.Module]) -> None:
         self._starts = [_last_parameter(head).detach().clone() for head in heads]
-        self._warned = False
+        self._asked: set[int] = set()
 
     def warn(self, heads: Iterable[nn.Module]) -> None:
-        """Warns, once, of heads of which nothing trains and nothing has been trained or loaded."""
-        if self._warned or torch.compiler.is_compiling():
+        """Warns of heads of which nothing trains and nothing has been trained or loaded. Each is asked once, when it is
+        first seen frozen, as the answer waits for the device."""
+        if torch.compiler.is_compiling():
             return
-        names = [
-            f"a{i}"
-            for i, (head, start) in enumerate(zip(heads, self._starts, strict=True), start=1)
-            if _is_frozen(head) and _is_unchanged(_last_parameter(head), start)
-        ]
+        names = []
+        for i, head in enumerate(heads):
+            if i not in self._asked and _is_frozen(head):
+                self._asked.add(i)
+                if _is_unchanged(_last_parameter(head), self._starts[i]):
+                    names.append(f"a{i + 1}")
         if names:
-            self._warned = True
             warnings.warn(
                 f"the auxiliary heads of {', '.join(names)} are frozen at their random start, and teach all the same; "
                 "let them train: embedder.aux_heads.requires_grad_(), or with PEFT "
