@@ -42,6 +42,18 @@ def test_evaluation(tmp_path, monkeypatch, capsys):
     assert re.search(r"^overlap/features +0\.\d\d\d$", printed, re.MULTILINE)
 
 
+def test_training():
+    torch.manual_seed(0)
+    names = {}
+    exec(compile(blocks("training.md"), "training.md", "exec"), names)
+    spaces = [names["loss_func"].base_loss, *names["loss_func"].aux_losses.values()]
+    assert [(memory.loss.neg_margin, memory.queue_idx, memory.embedding_size) for memory in spaces] == [
+        (0.5, 12, 8),
+        (0.5, 12, 16),
+        (0.5, 12, 32),
+    ]
+
+
 def test_every_metric_is_explained():
     table = (DOCS / "evaluation.md").read_text().split("## In a PML tester")[0]
     for metric in RetrievalAccuracyCalculator().get_curr_metrics():
