@@ -204,8 +204,7 @@ class S2SDLoss(nn.Module):
         if not self.training:
             return step.objective(0, step.rows.embeddings, self.base_loss, self.miner)
 
-        for live in self._live:
-            live.carry_over()
+        self._carry_over()
         z, students = self.weights.students(step)
         with self._shared.for_one_step():
             base, aux = self._objective_terms(step, z)
@@ -371,6 +370,7 @@ class S2SDLoss(nn.Module):
             >>> [loss.embedding_size for loss in (loss_func.base_loss, *loss_func.aux_losses.values())]
             [8, 512, 1024, 1536, 2048]
         """
+        self._carry_over()
         changed = []
         for objective, size in zip(self._losses, (self.embedding_size, *self.aux_sizes), strict=True):
             found = change(objective, size)
@@ -384,6 +384,7 @@ class S2SDLoss(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         made = "_live" in self.__dict__
         if made and name == "miner":
+            self._carry_over()
             check_instance("miner", value, nn.Module, "a pytorch_metric_learning miner")
         if made and name == "base_loss" and value is not self.base_loss:
             raise AttributeError(
@@ -394,6 +395,11 @@ class S2SDLoss(nn.Module):
         if made and name == "miner":
             self.aux_miners = _by_space([copy.deepcopy(value) for _ in self.aux_sizes])
             self._prepare_spaces()
+
+    def _carry_over(self) -> None:
+        """What was changed since the last training call reaches every space."""
+        for live in self._live:
+            live.carry_over()
 
     def _prepare_spaces(self) -> None:
         """What goes with each space's objective and miner as they are now."""
