@@ -54,6 +54,7 @@ class ManyProcesses:
 
         # Indices count as PML's DistributedMinerWrapper does; else the order is the same on every process.
         self.local_first = "indices_tuple" in call.arguments
+        self._self_columns: torch.Tensor | None = None
         self.objective_inputs: dict[int, torch.Tensor] = {}
         if any(wrapped):
             arguments = call.arguments
@@ -136,9 +137,11 @@ class ManyProcesses:
     @torch.compiler.disable
     def self_columns(self) -> torch.Tensor:
         z = self.rows.embeddings
-        if not self.call.with_itself:
-            return columns_of_copies(z, self.columns.embeddings)
-        return torch.arange(self.gathering.local.start, self.gathering.local.stop, device=z.device)
+        if self._self_columns is None and self.call.with_itself:
+            self._self_columns = torch.arange(self.gathering.local.start, self.gathering.local.stop, device=z.device)
+        elif self._self_columns is None:
+            self._self_columns = columns_of_copies(z, self.columns.embeddings)
+        return self._self_columns
 
     @torch.compiler.disable
     def classes(self) -> tuple[torch.Tensor, torch.Tensor]:

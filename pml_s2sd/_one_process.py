@@ -29,6 +29,7 @@ class OneProcess:
         self.call = call
         self.rows: S2SDEmbeddings = call.batch
         self.columns: S2SDEmbeddings = call.batch if call.ref is None else call.ref
+        self._self_columns: torch.Tensor | None = None
 
     def objective(self, space: int, x: torch.Tensor, loss: nn.Module, miner: nn.Module | None) -> torch.Tensor:
         """L(x) of one space, 0 the base, i the i-th auxiliary one; x (B, d) are its embeddings of the rows."""
@@ -41,9 +42,12 @@ class OneProcess:
 
     def self_columns(self) -> torch.Tensor:
         """(B,), the column in which each row meets itself; -1 where in none."""
-        if not self.call.with_itself:
-            return columns_of_copies(self.rows.embeddings, self.columns.embeddings)
-        return torch.arange(len(self.rows.embeddings), device=self.rows.embeddings.device)
+        z = self.rows.embeddings
+        if self._self_columns is None and self.call.with_itself:
+            self._self_columns = torch.arange(len(z), device=z.device)
+        elif self._self_columns is None:
+            self._self_columns = columns_of_copies(z, self.columns.embeddings)
+        return self._self_columns
 
     def classes(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The labels of rows, (B,), and of columns, (R,); without labels, row i and column i are of one class."""
