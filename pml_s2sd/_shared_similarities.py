@@ -147,9 +147,9 @@ def _share(*parts: nn.Module | None) -> SharedCosine:
     shared = SharedCosine()
     for part in map(of_one_process, parts):
         distance = getattr(part, "distance", None)
-        if is_plain_cosine(distance):
+        if is_plain_cosine(distance) or isinstance(distance, SharedCosine):
             part.distance = shared
-        elif _is_plain_euclidean(distance):
+        elif _is_plain_euclidean(distance) or isinstance(distance, SharedEuclidean):
             part.distance = SharedEuclidean(shared)
     return shared
 

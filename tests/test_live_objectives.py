@@ -7,7 +7,7 @@ import torch
 from plain_objective import BatchContrastive
 from pytorch_metric_learning import distances, losses, miners
 
-from pml_s2sd import s2sd
+from pml_s2sd import _shared_similarities, s2sd
 
 LABELS = torch.arange(12) // 2
 FEATURES = torch.randn(12, 16, generator=torch.Generator().manual_seed(0))
@@ -127,6 +127,16 @@ def test_another_miner_mines_in_every_space(first, second):
     with pytest.raises(TypeError, match="miner must be a pytorch_metric_learning miner"):
         loss_func.miner = miners.BatchHardMiner
     assert torch.equal(value(embedder, loss_func), value(embedder, made_with_it))
+
+
+def test_another_miner_shares_similarities_with_the_objective_as_the_first_did(monkeypatch):
+    embedder, loss_func = make(losses.MultiSimilarityLoss(), miner=miners.MultiSimilarityMiner())
+    loss_func.miner = miners.MultiSimilarityMiner(epsilon=0.3)
+    computed = []
+    cosines = _shared_similarities.cosines
+    monkeypatch.setattr(_shared_similarities, "cosines", lambda x: computed.append(x.shape[1]) or cosines(x))
+    value(embedder, loss_func)
+    assert computed == [6, 10]
 
 
 def test_a_memory_after_the_warm_up_is_one_in_every_space():
