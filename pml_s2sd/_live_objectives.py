@@ -55,37 +55,45 @@ class LiveObjectives:
         if current != self.known:
             self.known = current
 
-    def carry_over(self) -> None:
+    def carry_over(self, *, what_can_be: bool = False) -> None:
         """Bring the auxiliary spaces to what was changed since `remember`.
+
+        Args:
+            what_can_be: leave out what cannot be carried over.
 
         Raises:
             ValueError: a module was replaced, or an auxiliary space has no such value: nothing is changed then.
         """
         current = self._current()
         if current != self.known:
-            self._carry_over(current)
+            changes, refusals = self._changes(current)
+            if refusals and not what_can_be:
+                raise ValueError(refusals[0])
+            for module, name, value in changes:
+                setattr(module, name, value)
+            self.known = current
         for part in self.memories:
             if _is_empty(part.base):
                 for other in part.others:
                     if isinstance(other, CrossBatchMemory) and not _is_empty(other):
                         other.reset_queue()
 
-    def _carry_over(self, current: list[list[Any]]) -> None:
-        changes = []
+    def _changes(self, current: list[list[Any]]) -> tuple[list[tuple[nn.Module, str, Any]], list[str]]:
+        """What to set on which module of the auxiliary spaces, and why anything cannot be set."""
+        changes: list[tuple[nn.Module, str, Any]] = []
+        refusals = []
         for part, values, known in zip(self.parts, current, self.known, strict=True):
             of_class = type(part.base).__name__
             for name, value, before in zip((*part.values, *part.children), values, known, strict=True):
                 if value is before or (name in part.values and value == before):
                     continue
                 if name in part.children:
-                    raise ValueError(f"{of_class}.{name} was replaced by a {type(value).__name__}, {HOW}")
-                for other in part.others:
-                    if other is None or getattr(other, name, None) not in (before, value):
-                        raise ValueError(f"{of_class}.{name} was set from {before!r} to {value!r}, {HOW}")
-                    changes.append((other, name, value))
-        for other, name, value in changes:
-            setattr(other, name, value)
-        self.known = current
+                    refusals.append(f"{of_class}.{name} was replaced by a {type(value).__name__}, {HOW}")
+                elif all(other is not None and getattr(other, name, None) in (before, value) for other in part.others):
+                    changes += [(other, name, value) for other in part.others if other is not None]
+                else:
+                    refusals.append(f"{of_class}.{name} was set from {before!r} to {value!r}, {HOW}")
+        return changes, refusals
 
 
 def _settable(module: nn.Module) -> tuple[str, ...]:

@@ -370,7 +370,7 @@ class S2SDLoss(nn.Module):
             >>> [loss.embedding_size for loss in (loss_func.base_loss, *loss_func.aux_losses.values())]
             [8, 512, 1024, 1536, 2048]
         """
-        self._carry_over()
+        self._carry_over(what_can_be=True)
         changed = []
         for objective, size in zip(self._losses, (self.embedding_size, *self.aux_sizes), strict=True):
             found = change(objective, size)
@@ -384,7 +384,7 @@ class S2SDLoss(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         made = "_live" in self.__dict__
         if made and name == "miner":
-            self._carry_over()
+            self._carry_over(what_can_be=True)
             check_instance("miner", value, nn.Module, "a pytorch_metric_learning miner")
         if made and name == "base_loss" and value is not self.base_loss:
             raise AttributeError(
@@ -396,10 +396,10 @@ class S2SDLoss(nn.Module):
             self.aux_miners = _by_space([copy.deepcopy(value) for _ in self.aux_sizes])
             self._prepare_spaces()
 
-    def _carry_over(self) -> None:
+    def _carry_over(self, **options: bool) -> None:
         """What was changed since the last training call reaches every space."""
         for live in self._live:
-            live.carry_over()
+            live.carry_over(**options)
 
     def _prepare_spaces(self) -> None:
         """What goes with each space's objective and miner as they are now."""
