@@ -161,7 +161,7 @@ class S2SDEmbedder(Embedder):
         z = self._embed(pooled)
         if not self.training:
             return z
-        if z.requires_grad:  # the model is being trained
+        if z.requires_grad and any(p.requires_grad for p in self.head.parameters()):  # the embedder is being trained
             self._frozen_heads.warn(self.aux_heads)
         if self.aggregate_pooling:
             pooled = pooled + max_pool(features).to(pooled.dtype)

@@ -107,7 +107,7 @@ DAYS = {
     "embedder in eval mode": Day(
         features(),
         LABELS,
-        error=r"got Tensor; put the embedder into training mode",
+        error=r"got Tensor: either the embedder is in eval mode, then call model.train\(\)",
         change=lambda embedder: embedder.eval(),
     ),
     "another embedder's embeddings": Day(

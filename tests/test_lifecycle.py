@@ -204,7 +204,8 @@ def test_moving_to_a_gpu_and_back(objective):
     moved = [module.cuda() for module in made(OBJECTIVES[objective])]
     loss, _ = step(*moved, features=FEATURES.cuda())
     torch.testing.assert_close(loss.cpu(), expected[0], rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(step(*(m.cpu() for m in moved)), step(*modules), rtol=1e-3, atol=1e-4)
+    others = FEATURES.flip(0) ** 2  # none that is in a memory already
+    torch.testing.assert_close(step(*(m.cpu() for m in moved), others), step(*modules, others), rtol=1e-3, atol=1e-4)
 
 
 def test_an_average_of_weights():
