@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 
 def check_int(name: str, value: Any, *, at_least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
@@ -45,3 +47,10 @@ def check_embedder(embedder: Any) -> None:
             f"embedder must be the S2SDEmbedder of the model, got {type(embedder).__name__}; "
             "pass the embedder itself, not the model around it, e.g. model[1] or model.module.embedder"
         )
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
+        raise ValueError(f"cannot use the device {device!r}: {error}") from error

@@ -23,6 +23,8 @@ SIDE = 96
 VIEWS = 4
 """Of each training image: as it is, and augmented."""
 FEATURES = 1280
+TURNS = 5
+"""Ways to `turn` an image."""
 
 
 def load_network() -> Any:
@@ -75,27 +77,37 @@ class LastBlocks(nn.Module):
         return self
 
 
+def turn(images: torch.Tensor, way: int) -> torch.Tensor:
+    """Images (B, 3, H, W) that show something else: turned by 90, 180, 270 degrees, or their colours exchanged."""
+    return images.rot90(way + 1, (2, 3)) if way < 3 else images.roll(way - 2, dims=1)
+
+
 @torch.inference_mode()
-def activations(cache: Path) -> dict[str, torch.Tensor]:
-    """float16 activations of all images and their pooled features, made once: train (VIEWS, N, …) and test (N, …)."""
-    if cache.exists():
-        return torch.load(cache)
-    front, last = Front(load_network()), LastBlocks().eval()
+def activations(cache: Path, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+    """float16 activations of all images and their pooled features, made once.
+
+    train (VIEWS, N, …), turned (TURNS, N, …), test (N, …).
+    """
+    if cache.exists() and "turned" in (made := torch.load(cache)):
+        return made
+    front, last = Front(load_network()).to(device), LastBlocks().eval().to(device)
     train, test = EmojiDataset(train=True), EmojiDataset(train=False)
     augment = make_augmentation()
     torch.manual_seed(0)
 
     def run(images: torch.Tensor, change: Any = lambda batch: batch) -> torch.Tensor:
         batches = tqdm(images.split(128), desc="activations", unit="batch")
-        return torch.cat([front(change(batch.float() / 255)).half() for batch in batches])
+        return torch.cat([front(change(batch.float() / 255).to(device)).half().cpu() for batch in batches])
 
     def pooled(x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([last(batch.float()).mean((2, 3)) for batch in x.split(256)])
+        return torch.cat([last(batch.to(device).float()).mean((2, 3)).cpu() for batch in x.split(256)])
 
     views = [run(train.images), *(run(train.images, augment) for _ in range(VIEWS - 1))]
     made = {"train": torch.stack(views), "test": run(test.images)}
     made["train_features"] = torch.stack([pooled(view) for view in views])
     made["test_features"] = pooled(made["test"])
+    made["turned"] = torch.stack([run(train.images, lambda x, way=way: turn(x, way)) for way in range(TURNS)])
+    made["turned_features"] = torch.stack([pooled(x) for x in made["turned"]])
     made |= {"train_labels": train.labels, "test_labels": test.labels}
     cache.parent.mkdir(parents=True, exist_ok=True)
     save_whole(cache, made)

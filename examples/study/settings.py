@@ -9,10 +9,12 @@ from images import EmojiDataset, make_augmentation
 from network import SmallResNet
 from torch import nn
 
-from study.pretrained import FEATURES, LastBlocks, activations
+from study.pretrained import FEATURES, TURNS, LastBlocks, activations, turn
 
 SETTINGS = ("frozen", "tuned", "scratch")
 EPOCHS = {"frozen": 10, "tuned": 5, "scratch": 4}
+HELD_OUT = 4
+"""Of the training classes, one in so many is held out where settings are chosen."""
 
 
 class Setting:
@@ -21,26 +23,51 @@ class Setting:
     Args:
         name: one of `SETTINGS`.
         cache: where the pretrained settings keep their activations.
+        epochs: other than the setting's own.
+        choosing: every fourth training class stands in for the unseen ones, which are left alone.
+        device: where data and trunk lie.
     """
 
-    def __init__(self, name: str, cache: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        cache: Path,
+        *,
+        epochs: int | None = None,
+        choosing: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.name = name
-        self.epochs = EPOCHS[name]
+        self.epochs = EPOCHS[name] if epochs is None else epochs
+        self.device = torch.device(device)
         self.objective_lr = 1e-2
         if name == "scratch":
             train, test = EmojiDataset(train=True), EmojiDataset(train=False)
             self.train, self.train_labels = train.images[None], train.labels
+            self.turned = torch.stack([turn(train.images, way) for way in range(TURNS)])
             self.test, self.test_labels = test.images, test.labels
             self.features = SmallResNet.out_channels
             self.trunk_lr = self.head_lr = 3e-3
             self.augment = make_augmentation()
-            return
-        made = activations(cache)
-        kind = "_features" if name == "frozen" else ""
-        self.train, self.test = made[f"train{kind}"], made[f"test{kind}"]
-        self.train_labels, self.test_labels = made["train_labels"], made["test_labels"]
-        self.features = FEATURES
-        self.trunk_lr, self.head_lr = 1e-4, 1e-3
+        else:
+            made = activations(cache, device)
+            kind = "_features" if name == "frozen" else ""
+            self.train, self.test = made[f"train{kind}"], made[f"test{kind}"]
+            self.turned = made[f"turned{kind}"]
+            self.train_labels, self.test_labels = made["train_labels"], made["test_labels"]
+            self.features = FEATURES
+            self.trunk_lr, self.head_lr = 1e-4, 1e-3
+        if choosing:
+            self._hold_out()
+        self.train, self.test = self.train.to(self.device), self.test.to(self.device)
+        self.turned = self.turned.to(self.device)
+
+    def _hold_out(self) -> None:
+        held_out = self.train_labels % HELD_OUT == 0
+        self.test, self.test_labels = self.train[0, held_out], self.train_labels[held_out]
+        self.train, kept = self.train[:, ~held_out], self.train_labels[~held_out]
+        self.turned = self.turned[:, ~held_out]
+        self.train_labels = kept.unique(return_inverse=True)[1]
 
     def trunk(self) -> nn.Module:
         if self.name == "frozen":
@@ -54,9 +81,21 @@ class Setting:
             x = self.augment(x.float() / 255)
         return self._as_input(x)
 
-    def train_batches(self) -> list[torch.Tensor]:
-        """The training images as they are, in order."""
-        return self._plain(self.train[0])
+    def train_batches(self, view: int = 0) -> list[torch.Tensor]:
+        """The training images in order: as they are, or in another view."""
+        if self.name == "scratch" and view:
+            return [self._as_input(self.augment(x.float() / 255)) for x in self.train[0].split(512)]
+        return self._plain(self.train[view])
+
+    def turned_batches(self, way: int) -> list[torch.Tensor]:
+        """The training images in order, turned: classes that nobody was trained on."""
+        return self._plain(self.turned[way])
+
+    def mixed_batches(self) -> list[torch.Tensor]:
+        """As many mixtures of two training images: nobody's class."""
+        first, second = torch.randint(len(self.train[0]), (2, len(self.train[0])))
+        share = 0.3 + 0.4 * torch.rand(len(first), *[1] * (self.train.dim() - 2), device=self.device)
+        return self._plain(share * self.train[0, first] + (1 - share) * self.train[-1, second])
 
     def test_batches(self) -> list[torch.Tensor]:
         return self._plain(self.test)

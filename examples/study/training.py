@@ -77,10 +77,17 @@ def build(setting: Setting, row: Row, steps: int) -> tuple[nn.Module, nn.Module,
 
 def run(setting: Setting, row: Row) -> dict[str, Any]:
     """Train once and measure on the unseen classes, in percent."""
+    model, figures = train(setting, row)
+    return {**figures, **accuracies(model, setting, row)}
+
+
+def train(setting: Setting, row: Row) -> tuple[nn.Sequential, dict[str, Any]]:
+    """The trained (trunk, embedder), and what it took."""
     way = WAYS[row.way]
     steps = round(setting.epochs * way.longer.get(setting.name, 1)) * (len(setting.train_labels) // BATCH)
     trunk, embedder, loss_func, miner = build(setting, row, steps)
-    model = nn.Sequential(trunk, embedder)
+    model = nn.Sequential(trunk, embedder).to(setting.device)
+    loss_func.to(setting.device)
     groups = [
         {"params": list(trunk.parameters()), "lr": setting.trunk_lr},
         {"params": list(embedder.parameters()), "lr": setting.head_lr},
@@ -93,15 +100,14 @@ def run(setting: Setting, row: Row) -> dict[str, Any]:
     model.train()
     started = time.perf_counter()
     for samples in tqdm(batches(setting, steps), total=steps, desc=" ".join(map(str, row))):
-        labels = setting.train_labels[samples]
+        labels = setting.train_labels[samples].to(setting.device)
         embeddings = model(setting.batch(samples))
         tuples = None if miner is None else miner(embeddings, labels)
         optimizer.zero_grad()
         loss_func(embeddings, labels, tuples).backward()
         optimizer.step()
         schedule.step()
-    seconds = time.perf_counter() - started
-    return {"train_seconds": round(seconds, 2), "steps": steps, **accuracies(model, setting, row)}
+    return model, {"train_seconds": round(time.perf_counter() - started, 2), "steps": steps}
 
 
 def batches(setting: Setting, steps: int) -> Iterator[torch.Tensor]:
@@ -125,8 +131,35 @@ def accuracies(model: nn.Module, setting: Setting, row: Row) -> dict[str, float]
     if cut == "matryoshka":
         embeddings = embeddings[:, : row.size]
     elif cut == "pca":
-        pca = PCA(row.size).fit(nn.functional.normalize(embed(setting.train_batches())).numpy())
-        embeddings = torch.from_numpy(pca.transform(nn.functional.normalize(embeddings).numpy()))
-    calculator = AccuracyCalculator(include=METRICS, k="max_bin_count", device=torch.device("cpu"))
-    found = calculator.get_accuracy(nn.functional.normalize(embeddings), setting.test_labels)
+        pca = PCA(row.size).fit(nn.functional.normalize(embed(setting.train_batches())).cpu().numpy())
+        embeddings = torch.from_numpy(pca.transform(nn.functional.normalize(embeddings).cpu().numpy()))
+    return retrieval(embeddings, setting.test_labels)
+
+
+def retrieval(embeddings: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Recall@1 and MAP@R by cosine similarity, every row a query and all others its gallery, in percent."""
+    embeddings = nn.functional.normalize(embeddings)
+    if embeddings.device.type == "cpu":
+        calculator = AccuracyCalculator(include=METRICS, k="max_bin_count", device=torch.device("cpu"))
+        found = calculator.get_accuracy(embeddings, labels)
+    else:
+        found = on_device(embeddings, labels)
     return {metric: round(100 * float(value), 3) for metric, value in found.items()}
+
+
+def on_device(embeddings: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """What AccuracyCalculator gives, by matrix products where the embeddings are; rows without a like are left out.
+
+    Args:
+        embeddings: normalised, (N, d).
+        labels: (N,).
+    """
+    labels = labels.to(embeddings.device)
+    R = torch.bincount(labels)[labels] - 1
+    nearest = (embeddings @ embeddings.T).fill_diagonal_(-torch.inf).topk(int(R.max()), dim=1).indices
+    hits = (labels[nearest] == labels[:, None]).double()
+    rank = torch.arange(1, hits.shape[1] + 1, device=hits.device)
+    at_r = hits * (hits.cumsum(1) / rank) * (rank <= R[:, None])
+    queries = R > 0
+    of_query = at_r.sum(1)[queries] / R[queries]
+    return {"mean_average_precision_at_r": float(of_query.mean()), "precision_at_1": float(hits[queries, 0].mean())}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .._argument_checks import check_int
+from .._argument_checks import check_int, checked_device
 from ._onnx_model import Shape, open_onnx
 
 CPU = torch.device("cpu")
@@ -149,13 +149,6 @@ def checked_dtype(path: Path, dtype: torch.dtype | None) -> torch.dtype:
             "[0, 1]"
         )
     return dtype
-
-
-def checked_device(device: str | torch.device) -> torch.device:
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
-        raise ValueError(f"cannot use the device {device!r}: {error}") from error
 
 
 def image_size(model: ExportedModel, side: int | None) -> tuple[int, int]:

@@ -1,0 +1,140 @@
+"""`compress` from 512 dimensions to 64: time and memory by the number of rows, and what the closed-form gradient saves.
+
+- scale: seconds, and MiB above the input, for 100,000 rows and a million, each in a process of its own, from memory and
+  from a file that is memory-mapped; the ratio of the times. Of a mapped file only memory that is the process's own
+  counts: pages of the file are the input.
+- gradient: milliseconds a step's gradient takes in closed form, and by autograd through `distillation.divergence`.
+
+Rows are made up: classes of ten about centres whose directions are used ever less. Linux.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from measure import medians, milliseconds, save, settings
+
+from pml_s2sd import compress
+from pml_s2sd._similarity_map import Objective
+from pml_s2sd.distillation import divergence, row_log_probs
+
+COLUMNS, SIZE, SUBSET_ROWS = 512, 64, 512
+OF_A_CLASS, NOISE = 10, 0.8
+FEW, MANY = 100_000, 1_000_000
+BLOCK_ROWS = 10_000
+
+
+def write_rows(path: Path, rows: int) -> None:
+    """A .npy file of made-up embeddings, (rows, COLUMNS), float32, written a block at a time."""
+    draw = np.random.default_rng(0)
+    scale = np.arange(1, COLUMNS + 1, dtype=np.float32) ** -0.5
+    file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, COLUMNS))
+    for start in range(0, rows, BLOCK_ROWS):
+        block = file[start : start + BLOCK_ROWS]
+        centres = draw.standard_normal((len(block) // OF_A_CLASS, COLUMNS), dtype=np.float32)
+        block[:] = np.repeat(centres, OF_A_CLASS, axis=0) + NOISE * draw.standard_normal(block.shape, dtype=np.float32)
+        block *= scale
+    file.flush()
+
+
+class PeakMemory:
+    """The most memory of its own that this process holds while the block runs, in MiB above what it holds before."""
+
+    def __enter__(self) -> PeakMemory:
+        self._before = self._peak = own_mebibytes()
+        self._over = threading.Event()
+        self._watch = threading.Thread(target=self._look, daemon=True)
+        self._watch.start()
+        return self
+
+    def _look(self) -> None:
+        while not self._over.wait(0.005):
+            self._peak = max(self._peak, own_mebibytes())
+
+    def __exit__(self, *of_error: object) -> None:
+        self._over.set()
+        self._watch.join()
+        self.mebibytes = self._peak - self._before
+
+
+def own_mebibytes() -> float:
+    """Memory of this process that is not pages of a file."""
+    found = re.search(r"RssAnon:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def measured_here(path: str, where: str, threads: int) -> dict[str, float]:
+    torch.set_num_threads(threads)
+    compress(np.random.default_rng(0).standard_normal((1000, 32), dtype=np.float32), 8, steps=2)  # loaded at first use
+    embeddings = np.load(path) if where == "memory" else np.load(path, mmap_mode="r")
+    with PeakMemory() as peak:
+        started = time.perf_counter()
+        compress(embeddings, SIZE, subset_rows=SUBSET_ROWS)
+        seconds = time.perf_counter() - started
+    return {"seconds": round(seconds, 2), "MiB above the input": round(peak.mebibytes)}
+
+
+def scale(rows: list[int], threads: int) -> dict[str, object]:
+    figures: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in rows:
+            path = Path(folder) / f"{number}.npy"
+            write_rows(path, number)
+            for where in ("memory", "file"):
+                command = [sys.executable, __file__, "--one", str(path), where, "--threads", str(threads)]
+                printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+                figures[f"{number:,} rows, {where}"] = json.loads(printed.splitlines()[-1])
+            path.unlink()
+    for where in ("memory", "file"):
+        few, many = (figures[f"{number:,} rows, {where}"]["seconds"] for number in (rows[0], rows[-1]))  # type: ignore[index]
+        figures[f"{where}: seconds ratio to {rows[0]:,} rows"] = round(many / few, 2)
+    return figures
+
+
+def gradient(repeats: int) -> dict[str, object]:
+    torch.manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(SUBSET_ROWS, COLUMNS))
+    weight = torch.linalg.qr(torch.randn(COLUMNS, SIZE))[0].T.contiguous().requires_grad_()
+    objective = Objective(temperature=0.05, label_weight=0.0)
+
+    def closed_form() -> torch.Tensor:
+        with torch.no_grad():
+            return objective.gradient(weight, x, objective.teacher_probs([x], None))
+
+    def by_autograd() -> torch.Tensor:
+        z = torch.nn.functional.normalize(x @ weight.T)
+        itself = torch.arange(len(x))
+        value = divergence(row_log_probs(z @ z.T, 0.05, itself), x @ x.T, 0.05, itself)
+        return torch.autograd.grad(value, weight)[0]
+
+    assert torch.allclose(closed_form(), by_autograd(), rtol=1e-3, atol=1e-8)
+    times = medians({"closed form": closed_form, "autograd": by_autograd}, repeats)
+    return {"milliseconds": milliseconds(times), "ratio": round(times["closed form"] / times["autograd"], 3)}
+
+
+def main() -> None:
+    chosen = settings(
+        __doc__,
+        repeats=30,
+        rows={"type": int, "nargs": "+", "default": [FEW, MANY]},
+        one={"nargs": 2, "metavar": ("FILE", "WHERE")},
+    )
+    if chosen.one:
+        print(json.dumps(measured_here(*chosen.one, chosen.threads)))
+        return
+    name = f"{COLUMNS} to {SIZE}"
+    save("compress", {f"scale, {name}": scale(chosen.rows, chosen.threads), "gradient": gradient(chosen.repeats)})
+
+
+if __name__ == "__main__":
+    main()

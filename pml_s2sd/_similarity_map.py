@@ -1,0 +1,248 @@
+"""The engine of `compress`: one linear map, trained over random subsets of rows to keep their similarities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from .distillation import row_log_probs
+
+START_ROWS = 2**15
+"""Rows that the principal axes are computed from, at most."""
+BLOCK_ROWS = 2**11
+"""Rows that are read at a time where more than a subset is needed."""
+UNLABELLED = -1
+"""The label of a row whose class is not known."""
+
+
+class Rows:
+    """The rows of a matrix (N, k), wherever it lies; those asked for come normalised, to where the map is trained.
+
+    An array, memory-mapped or not, and a tensor on another device are read row by row, never copied whole.
+
+    Args:
+        name: what messages call the matrix.
+        matrix: (N, k), floating point, finite: a tensor or array. A memory-mapped array is checked as it is read.
+        device: where rows are wanted.
+        dtype: what rows are wanted in.
+        rows: the numbers of those that will be asked for; None: all.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        matrix: torch.Tensor | np.ndarray,
+        device: torch.device,
+        dtype: torch.dtype,
+        rows: np.ndarray | None = None,
+    ) -> None:
+        self.name, self.device, self.dtype = name, device, dtype
+        self.matrix = matrix.detach() if isinstance(matrix, torch.Tensor) else matrix
+        self._checked = False
+        if not isinstance(matrix, np.memmap):
+            for first in range(0, len(matrix) if rows is None else len(rows), BLOCK_ROWS):
+                block = slice(first, first + BLOCK_ROWS)
+                self._read(block if rows is None else rows[block])
+            self._checked = True
+
+    def __len__(self) -> int:
+        return self.matrix.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return self.matrix.shape[1]
+
+    @property
+    def on_device(self) -> bool:
+        """Whether rows are where they are wanted, so that reading them waits for nobody."""
+        return isinstance(self.matrix, torch.Tensor) and self.matrix.device == self.device
+
+    def take(self, rows: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """The rows of these numbers, (n, k), each of length 1 (a row of zeros stays as it is)."""
+        taken = self._read(rows)
+        if taken.device.type == "cpu" and self.device.type == "cuda":
+            taken = taken.pin_memory()
+        return F.normalize(taken.to(self.device, non_blocking=True).to(self.dtype), dim=1)
+
+    def _read(self, rows: slice | np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Rows as they are, where they are, those of arrays copied; checked where they have not been yet."""
+        if isinstance(self.matrix, torch.Tensor):
+            read = self.matrix[rows if isinstance(rows, slice) else torch.as_tensor(rows, device=self.matrix.device)]
+        else:
+            read = torch.from_numpy(np.array(self.matrix[rows], dtype=self.matrix.dtype.newbyteorder("=")))
+        if not self._checked:
+            finite = torch.linalg.vector_norm(read, dim=1, dtype=self.dtype).isfinite()
+            if not finite.all():
+                broken = int((~finite).nonzero()[0])
+                first = rows.start + broken if isinstance(rows, slice) else int(rows[broken])
+                raise ValueError(
+                    f"{self.name} has rows that are NaN or infinite, row {first} among them; leave such rows out (and "
+                    "their labels), or see what the model makes of their samples"
+                )
+        return read
+
+
+class Objective(NamedTuple):
+    """KL( softmax( (e_S e_Sᵀ + λ [y_i = y_j]) / T ) ‖ softmax( cos(x_S W) / T ) ), as `distillation.divergence`.
+
+    The diagonal is left out; with several teachers e it is the mean of the KLs.
+    """
+
+    temperature: float
+    label_weight: float
+
+    def teacher_probs(self, teachers: Sequence[torch.Tensor], labels: torch.Tensor | None) -> torch.Tensor:
+        """(n, n), the mean of the teachers' softmax: what the gradient of the mean of the KLs depends on.
+
+        Args:
+            teachers: e_S of each, (n, k_i), normalised.
+            labels: y_S, (n,), `UNLABELLED` where not known.
+        """
+        bonus = None if labels is None else self.label_weight * same_class(labels)
+        probs = [self._probs(e @ e.T if bonus is None else torch.addmm(bonus.to(e.dtype), e, e.T)) for e in teachers]
+        return probs[0] if len(probs) == 1 else torch.stack(probs).mean(dim=0)
+
+    def gradient(self, weight: torch.Tensor, x: torch.Tensor, teacher_probs: torch.Tensor) -> torch.Tensor:
+        """The objective's gradient with respect to the map, (d, F), in closed form: with D = cos(x Wᵀ), as in
+        `distillation`, ∂ KL / ∂D = T / n · ( softmax(D / T) - teacher_probs ).
+
+        Args:
+            weight: W, (d, F).
+            x: x_S, (n, F).
+            teacher_probs: (n, n).
+        """
+        mapped = x @ weight.T
+        length = torch.linalg.vector_norm(mapped, dim=1, keepdim=True).clamp_min(1e-12)
+        z = mapped / length
+        into_D = self._probs(z @ z.T).sub_(teacher_probs).mul_(self.temperature / len(x))
+        into_z = (into_D + into_D.T) @ z
+        into_mapped = (into_z - z * (into_z * z).sum(dim=1, keepdim=True)) / length
+        return into_mapped.T @ x
+
+    def _probs(self, similarities: torch.Tensor) -> torch.Tensor:
+        each_itself = torch.arange(len(similarities), device=similarities.device)
+        return row_log_probs(similarities, self.temperature, each_itself).exp_()
+
+
+def same_class(labels: torch.Tensor) -> torch.Tensor:
+    """[y_i = y_j], (n, n); a row that is not labelled is of nobody's class."""
+    return (labels[:, None] == labels) & (labels != UNLABELLED)
+
+
+def train_maps(
+    x: Rows,
+    teachers: Sequence[Rows],
+    sizes: Sequence[int],
+    *,
+    rows: np.ndarray | None,
+    labels: torch.Tensor | None,
+    label_weight: float,
+    temperature: float,
+    subset_rows: int,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+) -> dict[int, torch.Tensor]:
+    """The map for each size, W of shape (d, F): what one of them is does not depend on the others.
+
+    They are trained side by side, so that rows are read, and teachers compared, once for all. Each starts from the PCA
+    of x. What Adam trains is not W but M, in W = M Bᵀ, B the principal axes of x, each scaled by the square root of its
+    standard deviation. For Adam moves every coordinate alike: those of W also along directions in which the training
+    rows hardly vary, and there classes that were not seen suffer.
+
+    Args:
+        x: what is mapped, (N, F).
+        teachers: whose similarities are kept, (N, k_i) each; x itself may be one.
+        sizes: each d, at most F.
+        rows: the numbers of those to train on, (M,), of 0 to N - 1; None: all.
+        labels: (N,), integers, `UNLABELLED` where not known; on the device of x.
+        seed: decides which rows meet.
+    """
+    draw = np.random.default_rng(seed)
+    objective = Objective(temperature, label_weight)
+    axes = principal_axes(blocks_of(x, np.sort(chosen(rows, len(x), START_ROWS, draw))))
+    scale = axes.pace().sqrt()
+    B = (axes.directions * scale).to(x.device, x.dtype)
+    trained = {size: torch.diag(1 / scale)[:size].to(B) for size in dict.fromkeys(sizes)}
+    optimizer = torch.optim.Adam(list(trained.values()), learning_rate)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    plan = subsets(rows, len(x), subset_rows, steps, draw)
+    on_device = torch.from_numpy(plan).to(x.device)
+    text = ", ".join(map(str, trained))
+    for step in tqdm(range(steps), desc=f"{x.columns} to {text}", unit="step", delay=3, leave=False):
+        x_S = x.take(on_device[step] if x.on_device else plan[step])
+        e_S = [x_S if e is x else e.take(on_device[step] if e.on_device else plan[step]) for e in teachers]
+        q = objective.teacher_probs(e_S, None if labels is None else labels[on_device[step]])
+        for M in trained.values():
+            M.grad = objective.gradient(M @ B.T, x_S, q) @ B
+        optimizer.step()
+        decay.step()
+    return {size: M @ B.T for size, M in trained.items()}
+
+
+class Axes(NamedTuple):
+    """The principal axes of rows: the eigenvectors of their covariance, and the variance along each, falling.
+
+    Attributes:
+        directions: (F, F), orthonormal columns, float64, on the CPU.
+        variances: (F,).
+    """
+
+    directions: torch.Tensor
+    variances: torch.Tensor
+
+    def pace(self) -> torch.Tensor:
+        """(F,), the standard deviation along each axis, by its mean over the variance that there is."""
+        variances = self.variances.clamp_min(1e-12 * self.variances[0].clamp_min(1e-30))
+        deviations = variances.sqrt()
+        return deviations * variances.sum() / (deviations * variances).sum()
+
+
+def principal_axes(blocks: Iterator[torch.Tensor]) -> Axes:
+    """Of all rows of the blocks, (n, F) each."""
+    n, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for block in blocks:
+        n += len(block)
+        total = total.to(block) + block.sum(dim=0)
+        squares = squares.to(block) + block.T @ block
+    mean = total.double().cpu() / n
+    variances, directions = torch.linalg.eigh(squares.double().cpu() / n - torch.outer(mean, mean))
+    return Axes(directions.flip(1), variances.flip(0))
+
+
+def blocks_of(x: Rows, rows: np.ndarray) -> Iterator[torch.Tensor]:
+    """The rows, a block at a time."""
+    some = False
+    for first in range(0, len(rows), BLOCK_ROWS):
+        block = x.take(rows[first : first + BLOCK_ROWS])
+        some = some or bool(block.any())
+        yield block
+    if not some:
+        raise ValueError(f"all rows of {x.name} are zero; see what was written there")
+
+
+def chosen(rows: np.ndarray | None, count: int, wanted: int, draw: np.random.Generator) -> np.ndarray:
+    """At most so many of the rows, or of 0 to count - 1, in the order drawn; in time and memory of those wanted."""
+    if rows is None:
+        return draw.choice(count, min(wanted, count), replace=False)
+    return draw.choice(rows, min(wanted, len(rows)), replace=False)
+
+
+def subsets(rows: np.ndarray | None, count: int, subset_rows: int, steps: int, draw: np.random.Generator) -> np.ndarray:
+    """The rows that each step compares, (steps, subset_rows): none comes again before all have been taken.
+
+    Args:
+        rows, count: as in `chosen`. Where there are fewer than `subset_rows`, a subset is all of them.
+    """
+    count = count if rows is None else len(rows)
+    subset_rows = min(subset_rows, count)
+    plan = np.empty((steps, subset_rows), dtype=np.int64)
+    for first in range(0, steps, count // subset_rows):
+        block = plan[first : first + count // subset_rows]
+        block[:] = chosen(rows, count, block.size, draw).reshape(block.shape)
+    return np.sort(plan, axis=1)

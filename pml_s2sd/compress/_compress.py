@@ -1,0 +1,195 @@
+"""`compress`: the checks of its arguments, and the map as a layer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+
+from .._argument_checks import check_int, check_number, checked_device
+from .._similarity_map import Rows, train_maps
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+Matrix = torch.Tensor | np.ndarray | str | os.PathLike
+
+
+@overload
+def compress(embeddings: Matrix, size: int, **options: Any) -> torch.nn.Linear: ...
+@overload
+def compress(embeddings: Matrix, size: Sequence[int], **options: Any) -> dict[int, torch.nn.Linear]: ...
+def compress(  # type: ignore[misc]  # the overloads leave the options to this signature
+    embeddings: Matrix,
+    size: int | Sequence[int],
+    *,
+    labels: torch.Tensor | np.ndarray | Sequence[int] | None = None,
+    features: Matrix | None = None,
+    rows: np.ndarray | None = None,
+    label_weight: float = 0.3,
+    temperature: float = 0.05,
+    subset_rows: int = 512,
+    steps: int = 300,
+    learning_rate: float = 3e-3,
+    seed: int | torch.Generator = 0,
+    device: str | torch.device | None = None,
+) -> torch.nn.Linear | dict[int, torch.nn.Linear]:
+    """A linear map to `size` dimensions that keeps the similarities of embeddings, for retrieval by cosine.
+
+        min over W:  KL( softmax( (e_S e_Sᵀ + λ [y_i = y_j]) / T ) ‖ softmax( cos(x_S W) / T ) ),  over subsets S
+
+    e are the embeddings, normalised, x the features or the embeddings themselves; nobody is compared with
+    itself. It starts from PCA. Seconds on a CPU; time hardly grows with N.
+
+    Args:
+        embeddings: e, (N, k), N at least 2, of any model: a tensor or array of float16, float32 or float64,
+            memory-mapped or not, or the path of a .npy file, which is then memory-mapped. The length of a row
+            does not matter; a row of zeros has no direction, and is passed over.
+        size: d, at most F: of the map; or several, for a map each, the same as one alone.
+        labels: y, (N,), integers, where classes are known: those of a class are drawn together. -1: not known.
+        features: x, (N, F), as `embeddings`, where the map is to be taken of these instead.
+        rows: the numbers of the rows to train on, (M,), M at least 2, where not all are to be: no copy is made.
+        label_weight: λ ≥ 0.
+        temperature: T > 0.
+        subset_rows: rows of a subset S.
+        steps: subsets, each drawn anew.
+        learning_rate: of Adam, decaying to 0 by a cosine.
+        seed: the same one gives the same map; a generator is drawn from once.
+        device: where it is computed; that of the tensor, or the CPU, unless given.
+
+    Returns:
+        A Linear(F, d) without bias, on that device, float64 where the input is and float32 otherwise; for
+        several sizes a dict of them by size. Normalise what it returns, or compare by cosine.
+
+    Raises:
+        TypeError, ValueError: on an array, label or number that does not fit; says what to do.
+        FileNotFoundError: there is no such file.
+
+    Source: the distillation of S2SD (Roth et al., ICML 2021, arXiv 2009.08348), over a whole set of embeddings.
+
+    Example:
+        >>> import torch
+        >>> from pml_s2sd import compress
+        >>> embeddings = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+        >>> to_4 = compress(embeddings, 4)
+        >>> to_4
+        Linear(in_features=16, out_features=4, bias=False)
+        >>> small = torch.nn.functional.normalize(to_4(embeddings))
+        >>> sorted(compress(embeddings, [2, 4]))
+        [2, 4]
+    """
+    sizes = list(size) if isinstance(size, Sequence) else [size]
+    embeddings = opened("embeddings", embeddings)
+    features = None if features is None else opened("features", features)
+    _check(embeddings, features, rows, sizes)
+    for name, value, least in (("subset_rows", subset_rows, 2), ("steps", steps, 0)):
+        check_int(name, value, at_least=least)
+    check_number("label_weight", label_weight, at_least=0)
+    check_number("temperature", temperature, above=0)
+    check_number("learning_rate", learning_rate, above=0)
+    if not isinstance(seed, torch.Generator):
+        check_int("seed", seed, at_least=0)
+    if device is None:
+        device = embeddings.device if isinstance(embeddings, torch.Tensor) else "cpu"
+    device = checked_device(device)
+    wide = [matrix for matrix in (embeddings, features) if matrix is not None and matrix.dtype.itemsize > 4]
+    dtype = torch.float64 if wide else torch.float32
+    y = None if labels is None else checked_labels(labels, len(embeddings)).to(device)
+    e = Rows("embeddings", embeddings, device, dtype, rows)
+    x = e if features is None else Rows("features", features, device, dtype, rows)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        maps = train_maps(
+            x,
+            [e],
+            sizes,
+            rows=rows,
+            labels=y,
+            label_weight=label_weight,
+            temperature=temperature,
+            subset_rows=subset_rows,
+            steps=steps,
+            learning_rate=learning_rate,
+            seed=drawn(seed),
+        )
+        layers = {d: _layer(weight) for d, weight in maps.items()}
+    return layers[size] if isinstance(size, int) else layers
+
+
+def drawn(seed: int | torch.Generator) -> int:
+    """The seed, or one from the generator, which moves on."""
+    if isinstance(seed, int):
+        return seed
+    return int(torch.randint(2**62, (), generator=seed, device=seed.device))
+
+
+def _layer(weight: torch.Tensor) -> torch.nn.Linear:
+    """A Linear of this weight, (d, F); the global random state is left alone."""
+    d, F = weight.shape
+    layer = torch.nn.utils.skip_init(torch.nn.Linear, F, d, bias=False, device=weight.device, dtype=weight.dtype)
+    layer.weight.copy_(weight)
+    return layer
+
+
+def opened(name: str, matrix: Any) -> torch.Tensor | np.ndarray:
+    """A matrix (N, k), floating point, of a tensor, an array, or the path of a .npy file (memory-mapped)."""
+    if isinstance(matrix, str | os.PathLike):
+        matrix = mapped(name, Path(matrix))
+    if not isinstance(matrix, torch.Tensor | np.ndarray):
+        raise TypeError(
+            f"{name} must be a tensor or array of shape (N, k), or the path of a .npy file, got {type(matrix).__name__}"
+        )
+    floating = matrix.is_floating_point() if isinstance(matrix, torch.Tensor) else matrix.dtype.kind == "f"
+    if not floating:
+        raise TypeError(f"{name} must be of a floating-point dtype, got {matrix.dtype}; convert it to float32")
+    if matrix.ndim != 2 or 0 in matrix.shape:
+        raise ValueError(f"{name} must have shape (N, k), one row a sample, got {tuple(matrix.shape)}")
+    return matrix
+
+
+def mapped(name: str, path: Path) -> np.ndarray:
+    """The array of a .npy file, memory-mapped."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path} for {name}; expected a .npy file")
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(
+            f"cannot read {name} from {path} ({path.stat().st_size:,} bytes): it is cut short, or no .npy file "
+            f"({error}); write it again with numpy.save"
+        ) from error
+    return array
+
+
+def _check(embeddings: Any, features: Any, rows: Any, sizes: list[int]) -> None:
+    N = len(embeddings)
+    if N < 2:
+        raise ValueError("embeddings has one row, which has nothing to be similar to; give at least 2")
+    if rows is not None:
+        if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "iu":
+            raise TypeError(f"rows must be an array of integers, the numbers of rows, got {type(rows).__name__}")
+        if rows.ndim != 1 or len(rows) < 2 or rows.min() < 0 or rows.max() >= N:
+            raise ValueError(f"rows must be at least 2 numbers of 0 to {N - 1}, got shape {rows.shape}")
+    if features is not None and len(features) != N:
+        raise ValueError(f"features has {len(features)} rows and embeddings {N}; give both of the same samples")
+    if not sizes:
+        raise ValueError("size is an empty list; give at least one size")
+    largest = (embeddings if features is None else features).shape[1]
+    for size in sizes:
+        check_int("size", size, at_least=1)
+        if size > largest:
+            raise ValueError(
+                f"size must be at most {largest}, the dimensions that there are, got {size}; a linear map adds none: "
+                "leave them as they are"
+            )
+
+
+def checked_labels(labels: Any, count: int) -> torch.Tensor:
+    y = labels if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    integers = y.dtype in INTEGERS if isinstance(y, torch.Tensor) else y.dtype.kind in "iu"
+    if not integers:
+        raise TypeError(f"labels must be integers, got {y.dtype}; number the classes, -1 where one is not known")
+    if tuple(y.shape) != (count,):
+        raise ValueError(f"labels must have shape ({count},), one for each row, got {tuple(y.shape)}")
+    return y.long() if isinstance(y, torch.Tensor) else torch.from_numpy(y.astype(np.int64))
