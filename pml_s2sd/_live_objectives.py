@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from pytorch_metric_learning.losses import CrossBatchMemory
 from torch import nn
 
@@ -38,6 +39,8 @@ class LiveObjectives:
     """
 
     def __init__(self, base: nn.Module | None, others: Sequence[nn.Module | None]) -> None:
+        for objective in filter(None, (base, *others)):
+            _as_plain_numbers(objective)
         by_path = [{} if other is None else dict(other.named_modules()) for other in others]
         self.parts = []
         for path, module in [] if base is None else base.named_modules():
@@ -94,6 +97,14 @@ class LiveObjectives:
                 else:
                     refusals.append(f"{of_class}.{name} was set from {before!r} to {value!r}, {HOW}")
         return changes, refusals
+
+
+def _as_plain_numbers(objective: nn.Module) -> None:
+    """NumPy's numbers, such as ArcFaceLoss's margin, become Python's: torch.compile takes the former for arrays."""
+    for module in objective.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, np.number):
+                vars(module)[name] = value.item()
 
 
 def _settable(module: nn.Module) -> tuple[str, ...]:

@@ -37,6 +37,15 @@ def test_a_margin_on_a_schedule_reaches_every_space(copied):
     assert [loss.margin for loss in objectives(loss_func)] == [0.7] * 3
 
 
+def test_a_margin_that_pml_keeps_as_a_number_of_numpy_reaches_every_space():
+    torch.manual_seed(0)
+    embedder, loss_func = make(losses.ArcFaceLoss(6, 4, margin=28.6))
+    before = value(embedder, loss_func)
+    loss_func.base_loss.margin = 0.1
+    assert value(embedder, loss_func) < before
+    assert [loss.margin for loss in objectives(loss_func)] == [0.1] * 3
+
+
 def test_a_value_inside_a_wrapper_reaches_every_space():
     embedder, loss_func = make(losses.CrossBatchMemory(losses.ContrastiveLoss(pos_margin=0.0), 4, 64))
     value(embedder, loss_func)
