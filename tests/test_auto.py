@@ -331,6 +331,43 @@ def test_the_batch_as_its_own_reference_teaches_as_it_does_without(ref_labels):
     assert torch.equal(loss_func.weights.selection.scores, without[1])
 
 
+def scores_with(references):
+    embedder, loss_func, x = make()
+    batch, others = embedder(x), embedder(torch.randn(8, 16, generator=torch.Generator().manual_seed(5)))
+    loss_func(batch, LABELS, **references(batch, others))
+    return loss_func.weights.selection.scores, loss_func.terms["distill"]
+
+
+@pytest.mark.parametrize(
+    "copies",
+    [lambda batch: batch[:], lambda batch: batch.detach(), lambda batch: batch.clone().detach()],
+    ids=["a slice", "detached", "a copy"],
+)
+def test_a_sample_is_not_its_own_neighbour_among_references(copies):
+    """It would be found first in every space, so that no space were ever better."""
+    alone = scores_with(lambda batch, others: {})
+    found = scores_with(lambda batch, others: {"ref_emb": copies(batch), "ref_labels": LABELS.clone()})
+    torch.testing.assert_close(found, alone)
+    assert (found[0] < 1).all()
+
+
+def test_nor_among_those_of_a_queue():
+    others_labels = torch.arange(8) % 6
+
+    def queue(batch, others):
+        return {"ref_emb": torch.cat([others, batch.detach()]), "ref_labels": torch.cat([others_labels, LABELS])}
+
+    found, _ = scores_with(queue)
+    embedder, _, x = make()
+    batch, others = embedder(x), embedder(torch.randn(8, 16, generator=torch.Generator().manual_seed(5)))
+    for score, own, more in zip(found, (batch.embeddings, *batch.aux), (others.embeddings, *others.aux), strict=True):
+        own, more = torch.nn.functional.normalize(own), torch.nn.functional.normalize(more)
+        total, rows = plain_reciprocal_ranks(
+            own @ torch.cat([more, own]).T, LABELS, torch.cat([others_labels, LABELS]), lambda b: 8 + b
+        )
+        torch.testing.assert_close(score.item(), total / rows, rtol=1e-5, atol=0)
+
+
 def test_without_labels_a_sample_and_its_other_view_are_of_one_class():
     torch.manual_seed(0)
     loss = losses.SelfSupervisedLoss(losses.NTXentLoss())

@@ -13,7 +13,7 @@ from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimila
 
 from pml_s2sd import _distillation_in_blocks, distillation
 from pml_s2sd._similarity import Similarity
-from pml_s2sd.distillation import Comparison, Teaching, mean_divergences
+from pml_s2sd.distillation import Comparison, Teaching, columns_of_copies, mean_divergences
 
 cosine = Similarity(CosineSimilarity())
 
@@ -104,6 +104,25 @@ def test_the_weights_are_those_of_each_teacher():
 
 def weigh(similarities, rows):
     return torch.tensor([0.3, 0.9])[: len(similarities) - 1]
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows, rows, st.integers(2, 9), seeds)
+def test_copies_are_found_wherever_they_are_and_nothing_else_is(B, R, d, seed):
+    x, others = random_batch(B, d, seed, torch.float32), random_batch(R, d, seed + 1, torch.float32)
+    order = torch.randperm(B + R, generator=torch.Generator().manual_seed(seed))
+    ref = torch.cat([x, others])[order]
+    assert columns_of_copies(x, ref).tolist() == [order.tolist().index(b) for b in range(B)]
+    assert columns_of_copies(x, others).tolist() == [-1] * B
+    assert columns_of_copies(x, 1.01 * x).tolist() == [-1] * B
+
+
+def test_only_the_named_columns_are_left_out():
+    z, t = random_batch(3, 4, 0), random_batch(3, 5, 1)
+    found = distil(z, t, 0.5, self_columns=torch.tensor([2, -1, 0]))
+    expected = kl(z[[0]], t[[0]], 0.5, z[[0, 1]], t[[0, 1]]) + kl(z[[1]], t[[1]], 0.5, z, t)
+    expected = expected + kl(z[[2]], t[[2]], 0.5, z[[1, 2]], t[[1, 2]])
+    torch.testing.assert_close(found, expected / 3)
 
 
 DISTANCES = {
