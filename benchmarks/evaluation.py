@@ -22,8 +22,8 @@ import torch
 from measure import peak_mebibytes, reset_peak, save
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
-from pml_s2sd.accuracy import BY_QUERY, RetrievalAccuracyCalculator
-from pml_s2sd.neighbours import ApproximateKNN
+from pml_s2sd.evaluation.accuracy import BY_QUERY, RetrievalAccuracyCalculator
+from pml_s2sd.evaluation.neighbours import ApproximateKNN
 
 D = 128
 SMALLEST, LARGEST, MEAN = 2, 12, 60_502 / 11_316

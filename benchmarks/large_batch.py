@@ -17,8 +17,8 @@ from measure import peak_mebibytes, reset_peak, save, settings
 from pytorch_metric_learning.distances import CosineSimilarity
 
 from pml_s2sd import distillation
-from pml_s2sd.distillation import Space, Teaching, mean_divergences
-from pml_s2sd.similarity import Similarity
+from pml_s2sd._similarity import Similarity
+from pml_s2sd.distillation import Comparison, Teaching, mean_divergences
 
 SIZES = (128, 512, 1024, 1536, 2048)
 D = Similarity(CosineSimilarity())
@@ -30,7 +30,7 @@ def distil(rows: int) -> tuple[float, float]:
     z.requires_grad_()
     reset_peak()
     before, started = peak_mebibytes(), time.perf_counter()
-    student, *teachers = (Space(x, x) for x in map(D.prepare, (z, *aux)))
+    student, *teachers = (Comparison(x, x) for x in map(D.prepare, (z, *aux)))
     mean_divergences(D, student, [Teaching(teachers)], temperature=1.0)[0].backward()
     return time.perf_counter() - started, peak_mebibytes() - before
 
@@ -48,7 +48,7 @@ def main() -> None:
         one={"choices": ["plain", "blocks"], "help": argparse.SUPPRESS},
     )
     if chosen.one:
-        distillation.PLAIN_ENTRIES = 2**60 if chosen.one == "plain" else 0
+        distillation.WHOLE_ENTRIES = 2**60 if chosen.one == "plain" else 0
         distil(64)  # what is loaded at first use
         print(json.dumps(distil(chosen.rows[0])))
         return

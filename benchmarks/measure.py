@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import re
 import statistics
@@ -17,6 +16,8 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
+
+from pml_s2sd.whole_file import whole_file
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -94,10 +95,8 @@ def save(name: str, figures: dict[str, Any], folder: Path = RESULTS) -> None:
         **{package: version(package) for package in ("torch", "pytorch-metric-learning", "pml-s2sd")},
     }
     print(f"{name}: " + json.dumps(figures, indent=1))
-    path = folder / f"{name}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"machine": machine, "command": command(), "figures": figures}, indent=1) + "\n")
-    os.replace(temporary, path)
+    with whole_file(folder / f"{name}.json", "w") as file:
+        file.write(json.dumps({"machine": machine, "command": command(), "figures": figures}, indent=1) + "\n")
 
 
 def command() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from measure import read
+
+from pml_s2sd.report.pictures import save_png
 
 DOCS = Path(__file__).parents[1] / "docs"
 LINES = {
@@ -37,9 +38,7 @@ def lines(axes: Axes, measured: dict[str, Any], quantity: str, x_label: str, y_l
 
 def save(figure: Figure, name: str) -> None:
     figure.tight_layout()
-    temporary = DOCS / f"{name}.tmp"
-    figure.savefig(temporary, format="png", dpi=110)
-    os.replace(temporary, DOCS / f"{name}.png")
+    save_png(figure, DOCS / f"{name}.png")
 
 
 def main() -> None:

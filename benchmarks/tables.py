@@ -4,13 +4,14 @@ pages (--write)."""
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from measure import RESULTS, read
+
+from pml_s2sd.whole_file import whole_file
 
 PAGES = [Path(__file__).parents[1] / "docs" / name for name in ("performance.md", "evaluation.md")]
 TARGETS = {"multisimilarity": 1.05, "margin": 1.08}
@@ -164,9 +165,9 @@ def main() -> None:
         print("\n\n".join(f"{name}\n\n{markdown(name, RESULTS)}" for name in TABLES))
         return
     for page in PAGES:
-        temporary = page.with_suffix(".tmp")
-        temporary.write_text(with_tables(page.read_text(), RESULTS))
-        os.replace(temporary, page)
+        text = with_tables(page.read_text(), RESULTS)
+        with whole_file(page, "w") as file:
+            file.write(text)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import os
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from pml_s2sd.whole_file import whole_file
 
 
 class BrokenCheckpointError(Exception):
@@ -18,32 +19,25 @@ class BrokenCheckpointError(Exception):
 
 
 def save_whole(path: Path, content: Any) -> None:
-    """torch.save under a temporary name, flushed to the disk, then renamed."""
-    os.replace(_written(path, lambda file: torch.save(content, file)), path)
+    """torch.save, whole or not at all."""
+    with whole_file(path) as file:
+        torch.save(content, file)
 
 
-def save_program(path: Path, model: torch.nn.Module, x: torch.Tensor) -> None:
+def save_exported(path: Path, model: torch.nn.Module, x: torch.Tensor) -> None:
     """The model as a program of torch.export, for any number of inputs shaped as x's: it loads without this code."""
     model = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format).eval()
     program = torch.export.export(model, (x.cpu(),), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    os.replace(_written(path, lambda file: torch.export.save(program, file)), path)
+    with whole_file(path) as file:
+        torch.export.save(program, file)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state`; what was at `path` becomes the previous checkpoint."""
-    written = _written(path, lambda file: torch.save(state, file))
-    if path.exists():
-        os.replace(path, previous_of(path))
-    os.replace(written, path)
-
-
-def _written(path: Path, write: Callable[[Any], None]) -> Path:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary
+    with whole_file(path) as file:
+        torch.save(state, file)
+        if path.exists():
+            os.replace(path, previous_of(path))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:

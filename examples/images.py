@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+import sys
 from pathlib import Path
 
 import kornia.augmentation as K
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from pml_s2sd.image_folder import files_by_class, read_image
+from pml_s2sd.evaluation.image_folder import find_images, read_image, some
 
 SPLIT_SEED = 0
 """Decides which half of the classes is trained on; written down so that everyone tests on the same half."""
@@ -86,7 +87,9 @@ class ImageFolderDataset(Dataset):
     """
 
     def __init__(self, folder: Path, train: bool, side: int) -> None:
-        found = files_by_class(folder)
+        found, left_out = find_images(folder)
+        if train and left_out:
+            print(f"left out of {folder}: {some(left_out)}", file=sys.stderr)
         if len(found) < 4:
             raise ValueError(
                 f"{folder} holds {len(found)} class folders; expected at least 4, laid out as {folder}/class/name.png"

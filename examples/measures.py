@@ -14,9 +14,9 @@ from results import METRICS
 from torch import nn
 from torch.utils.data import Dataset
 
-from pml_s2sd.accuracy import RetrievalAccuracyCalculator
-from pml_s2sd.runs import PERCENTAGES, PROPERTIES
-from pml_s2sd.spectrum import singular_values
+from pml_s2sd.evaluation import RetrievalAccuracyCalculator
+from pml_s2sd.evaluation.geometry import singular_values
+from pml_s2sd.report.run_folder import PERCENTAGES, PROPERTIES
 
 
 def evaluate(model: nn.Module, test_set: Dataset, device: torch.device) -> dict[str, float]:

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from pml_s2sd.pictures import draw_curves, draw_map, draw_retrieval, save_png
-from pml_s2sd.runs import curve_panels, read_run
+from pml_s2sd.report import read_run
+from pml_s2sd.report.pictures import draw_curves, draw_map, draw_retrieval, save_png
+from pml_s2sd.report.series import curve_panels
 
 
 def draw_run(folder: Path, embeddings: dict[str, torch.Tensor], test_set: Dataset) -> None:

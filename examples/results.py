@@ -1,13 +1,13 @@
-"""Results of the examples: metrics.json, and the tables that are printed."""
+"""Results of the examples: files of them, and the tables that are printed."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from pml_s2sd.runs import PERCENTAGES, PROPERTIES
+from pml_s2sd.report.run_folder import PERCENTAGES, PROPERTIES
+from pml_s2sd.whole_file import whole_file
 
 METRICS = {metric: PERCENTAGES[metric] for metric in ("precision_at_1", "r_precision", "mean_average_precision_at_r")}
 """What every epoch is measured by."""
@@ -18,10 +18,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write under a temporary name, then rename: a killed run leaves the last whole file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(content)
-    os.replace(temporary, path)
+    """A killed run leaves the last whole file."""
+    with whole_file(path, "w") as file:
+        file.write(content)
 
 
 def print_table(models: dict[str, dict[str, Any]]) -> None:

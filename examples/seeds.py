@@ -9,7 +9,6 @@ not repeated, and one that was cut short goes on. Writes RUNS/NAME-seeds.md and 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ from results import METRICS, markdown_table, write_text
 from train import describe, parse_arguments, run, stoppable
 
 from pml_s2sd.report import write_report
+from pml_s2sd.report.run_folder import read_metrics
 
 
 def earlier_run(settings: argparse.Namespace) -> dict[str, Any] | None:
     """The results, so far, of an earlier run with the same settings and versions."""
     try:
-        found = json.loads((settings.runs / settings.name / "metrics.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        found = read_metrics(settings.runs / settings.name)
+    except (FileNotFoundError, ValueError):
         return None
     return found if all(found.get(part) == value for part, value in describe(settings).items()) else None
 

@@ -32,7 +32,7 @@ from checkpoints import (
     remove_checkpoints,
     restore_random_states,
     save_checkpoint,
-    save_program,
+    save_exported,
     save_whole,
 )
 from images import EMOJI_SIDE, EmojiDataset, ImageFolderDataset, make_augmentation
@@ -41,14 +41,14 @@ from network import SmallResNet
 from pictures import draw_run
 from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.samplers import MPerClassSampler
-from results import print_further_metrics, print_table, write_json
+from results import print_further_metrics, print_table
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from pml_s2sd import S2SDEmbedder, s2sd
 from pml_s2sd.embedder import Embedder
-from pml_s2sd.report import write_report
+from pml_s2sd.report import RunWriter, write_report
 
 # name -> (embedding_size, number of training classes) -> (objective, miner)
 OBJECTIVES = {
@@ -101,8 +101,10 @@ def build(
     return nn.Sequential(trunk, embedder), loss_func, None
 
 
-def train(settings: argparse.Namespace, variant: str, train_set: Dataset, test_set: Dataset, save: Any) -> nn.Module:
-    """Train one variant; `save(record)` is called with its figures after every epoch. Returns the deployed model.
+def train(
+    settings: argparse.Namespace, variant: str, train_set: Dataset, test_set: Dataset, writer: RunWriter
+) -> nn.Module:
+    """Train one variant; `writer` is given its figures after every epoch. Returns the deployed model.
 
     With settings.resume it goes on after the last epoch of which there is a checkpoint, as if it had not been stopped.
     """
@@ -117,7 +119,6 @@ def train(settings: argparse.Namespace, variant: str, train_set: Dataset, test_s
     loader = DataLoader(train_set, settings.batch_size, sampler=sampler, num_workers=settings.workers, drop_last=True)
     optimizer, schedule = make_optimizer(settings, model, loss_func, steps=settings.epochs * len(loader))
 
-    record: dict[str, Any] = {"epochs": []}
     seed_everything(settings.seed)  # the same batches and augmentations for every variant
 
     checkpoint_path = settings.runs / settings.name / f"{variant}.checkpoint"
@@ -129,10 +130,9 @@ def train(settings: argparse.Namespace, variant: str, train_set: Dataset, test_s
             part.load_state_dict(checkpoint[name])
         sampler.labels = checkpoint["order_of_classes"]
         restore_random_states(checkpoint["random_states"])
-        record = checkpoint["record"]
-        save(record)
+        writer.restore(variant, checkpoint["record"])
 
-    done = len(record["epochs"])
+    done = len(writer.epochs(variant))
     steps = settings.epochs * len(loader)
     with tqdm(total=steps, initial=done * len(loader), desc=variant, unit="step") as progress:
         for epoch in range(done + 1, settings.epochs + 1):
@@ -142,10 +142,13 @@ def train(settings: argparse.Namespace, variant: str, train_set: Dataset, test_s
                     f"{variant}: the loss is {figures['loss']} in epoch {epoch}; try a smaller --lr or --distill-weight"
                 )
             figures.update(evaluate(model, test_set, device))
-            record["epochs"].append({"epoch": epoch, **figures})
-            save(record)
+            writer.add_epoch(variant, figures)
             state = {name: part.state_dict() for name, part in stateful.items()}
-            state |= {"record": record, "made_with": describe(settings), "random_states": random_states()}
+            state |= {
+                "record": writer.content["models"][variant],
+                "made_with": describe(settings),
+                "random_states": random_states(),
+            }
             save_checkpoint(checkpoint_path, {**state, "order_of_classes": [int(label) for label in sampler.labels]})
             progress.set_postfix(loss=f"{figures['loss']:.3f}", R1=f"{100 * figures['precision_at_1']:.1f}")
 
@@ -255,43 +258,35 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     if not settings.resume:
         remove_checkpoints(folder)
-    results: dict[str, Any] = {
-        **describe(settings),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "data": {
-            "train_images": len(train_set),
-            "test_images": len(test_set),
-            "train_classes": len(train_set.names),
-            "test_classes": len(test_set.names),
-        },
-        "models": {},
+    data = {
+        "train_images": len(train_set),
+        "test_images": len(test_set),
+        "train_classes": len(train_set.names),
+        "test_classes": len(test_set.names),
     }
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    writer = RunWriter(folder, **describe(settings), machine=machine, data=data)
 
     side = settings.image_size if settings.images else EMOJI_SIDE
     deployed: dict[str, nn.Module] = {}
     for variant in settings.variants:
-
-        def save(record: dict[str, Any], variant: str = variant) -> None:
-            results["models"][variant] = record
-            write_json(folder / "metrics.json", results)
-
-        deployed[variant] = train(settings, variant, train_set, test_set, save)
+        deployed[variant] = train(settings, variant, train_set, test_set, writer)
         save_whole(folder / f"{variant}.pt", deployed[variant].state_dict())
-        save_program(folder / f"{variant}.pt2", deployed[variant], torch.zeros(2, 3, side, side))
+        save_exported(folder / f"{variant}.pt2", deployed[variant], torch.zeros(2, 3, side, side))
 
     device = torch.device(settings.device)
     latencies = measure_latency(deployed, side, device)
     embeddings = {}
     for variant, model in deployed.items():
-        record = results["models"][variant]
-        record["deployed_parameters"] = sum(p.numel() for p in model.parameters())
-        record["latency_ms_per_image"] = latencies[variant]
-        record["train_seconds"] = sum(epoch["train_seconds"] for epoch in record["epochs"])
         embeddings[variant], labels = embed(model, test_set, device)
-        record.update(measure_space(embeddings[variant], labels.squeeze(1)))
-    write_json(folder / "metrics.json", results)
+        costs = {
+            "deployed_parameters": sum(p.numel() for p in model.parameters()),
+            "latency_ms_per_image": latencies[variant],
+            "train_seconds": sum(epoch["train_seconds"] for epoch in writer.epochs(variant)),
+        }
+        writer.finish(variant, {**costs, **measure_space(embeddings[variant], labels.squeeze(1))})
     draw_run(folder, embeddings, test_set)
-    return results
+    return writer.content
 
 
 @contextlib.contextmanager
@@ -333,7 +328,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--distill-weight", type=weight, default=1.0, help='γ, or "auto" (default: %(default)s)')
     add("--temperature", type=float, help='T (default: 1, or 0.05 with an "auto" weight)')
-    add("--feature-weight", type=weight, default=1.0, help='γ_F, for msdf and msdfa, or "auto" (default: %(default)s)')
+    add("--feature-weight", type=float, default=1.0, help="γ_F, for msdf and msdfa (default: %(default)s)")
     add(
         "--feature-delay", type=int, default=200, help="steps before feature distillation starts (default: %(default)s)"
     )

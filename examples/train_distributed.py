@@ -23,7 +23,7 @@ from images import make_augmentation
 from measures import embed, make_calculator
 from pytorch_metric_learning.samplers import MPerClassSampler
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
-from results import METRICS, write_json
+from results import METRICS
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
@@ -40,6 +40,7 @@ from train import (
 )
 
 from pml_s2sd.distributed import Gathering
+from pml_s2sd.report import RunWriter
 
 
 class PartOfBatches(Sampler[list[int]]):
@@ -68,8 +69,10 @@ def wrapped(objective: nn.Module, miner: nn.Module | None) -> tuple[nn.Module, n
     return DistributedLossWrapper(objective), DistributedMinerWrapper(miner) if miner is not None else None
 
 
-def train(settings: argparse.Namespace, variant: str, train_set: Dataset, test_set: Dataset) -> tuple[nn.Module, dict]:
-    """As train.train; returns the deployed model and the record of its epochs, the latter on rank 0."""
+def train(
+    settings: argparse.Namespace, variant: str, train_set: Dataset, test_set: Dataset, writer: RunWriter | None
+) -> nn.Module:
+    """As train.train; rank 0 has the `writer`."""
     device = torch.device(settings.device)
     model, loss_func, miner = build(settings, variant, len(train_set.names), wrapped)
     model.to(device, memory_format=torch.channels_last)
@@ -81,19 +84,20 @@ def train(settings: argparse.Namespace, variant: str, train_set: Dataset, test_s
     loader = DataLoader(train_set, batch_sampler=batches, num_workers=settings.workers)
     optimizer, schedule = make_optimizer(settings, parallel, loss_func, steps=settings.epochs * len(loader))
 
-    record: dict[str, Any] = {"epochs": []}
     seed_everything(settings.seed)  # the sampler's, the same on every process
     torch.manual_seed(settings.seed + 1000 * dist.get_rank())  # the augmentation's
     steps = settings.epochs * len(loader)
     with tqdm(total=steps, desc=variant, unit="step", disable=dist.get_rank() > 0) as progress:
-        for epoch in range(1, settings.epochs + 1):
+        for _ in range(settings.epochs):
             figures = train_epoch(
                 parallel, loss_func, miner, loader, make_augmentation(), optimizer, schedule, progress
             )
             for buffer in model.buffers():  # BatchNorm's, of which each process has its own
                 dist.broadcast(buffer, src=0)
-            record["epochs"].append({"epoch": epoch, **figures, **evaluate(model, test_set, device)})
-    return deploy(model), record
+            figures |= evaluate(model, test_set, device)
+            if writer is not None:
+                writer.add_epoch(variant, figures)
+    return deploy(model)
 
 
 def evaluate(model: nn.Module, test_set: Dataset, device: torch.device) -> dict[str, float]:
@@ -122,17 +126,16 @@ def main() -> None:
     try:
         train_set, test_set = load_data(settings)
         folder = settings.runs / settings.name
-        results: dict[str, Any] = {**describe(settings), "processes": dist.get_world_size(), "models": {}}
+        writer = None
+        if dist.get_rank() == 0:
+            writer = RunWriter(folder, **describe(settings), processes=dist.get_world_size())
         for variant in settings.variants:
-            model, record = train(settings, variant, train_set, test_set)
-            if dist.get_rank() == 0:
-                folder.mkdir(parents=True, exist_ok=True)
-                results["models"][variant] = {**record, **{name: record["epochs"][-1][name] for name in METRICS}}
-                write_json(folder / "metrics.json", results)
+            model = train(settings, variant, train_set, test_set, writer)
+            if writer is not None:
+                writer.finish(variant)
                 save_whole(folder / f"{variant}.pt", model.state_dict())
-                print(
-                    f"{variant}: " + ", ".join(f"{t} {100 * record['epochs'][-1][m]:.1f}" for m, t in METRICS.items())
-                )
+                last = writer.epochs(variant)[-1]
+                print(f"{variant}: " + ", ".join(f"{title} {100 * last[m]:.1f}" for m, title in METRICS.items()))
         dist.barrier()
     finally:
         dist.destroy_process_group()

@@ -125,7 +125,8 @@ class Objective(NamedTuple):
         return into_mapped.T @ x
 
     def _probs(self, similarities: torch.Tensor) -> torch.Tensor:
-        return row_log_probs(similarities, self.temperature, first_self=0).exp_()
+        each_itself = torch.arange(len(similarities), device=similarities.device)
+        return row_log_probs(similarities, self.temperature, each_itself).exp_()
 
 
 def same_class(labels: torch.Tensor) -> torch.Tensor:

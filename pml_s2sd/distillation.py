@@ -3,91 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 Matrix = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-PLAIN_ENTRIES = 2**22
+WHOLE_ENTRIES = 2**22
 """Similarity matrices of more entries (B = 2048 with itself) are handled in blocks of rows."""
-BLOCK_ENTRIES = 2**20
-"""Entries of such a block."""
 
 
-class Space(NamedTuple):
+class Comparison(NamedTuple):
     """A batch in one embedding space: samples (B, d) and what they are compared with, (R, d)."""
 
     x: torch.Tensor
     ref: torch.Tensor
 
 
-Teacher = Space | torch.Tensor
+Teacher = Comparison | torch.Tensor
 """A teacher's batch, or its similarities (B, R) where they are known already."""
+
+Weigh = Callable[[Sequence[torch.Tensor], slice], torch.Tensor]
+"""From the similarities of the student and of the m teachers, (rows, R) each, and which rows of the batch these are, to
+the w_i, (m,)."""
 
 
 class Teaching(NamedTuple):
     """Teachers of one term, and how much each is followed."""
 
     teachers: Sequence[Teacher]
-    weigh: Callable[[Sequence[torch.Tensor]], torch.Tensor] | None = None
-    """From the similarities of the student and of the teachers, (B, R) each, to the w_i, (m,); None: 1/m each.
-    Called once, without gradient; where rows are handled in blocks, with the first of them."""
+    weigh: Weigh | None = None
+    """Called once, without gradient; None: 1/m each."""
 
 
 def mean_divergences(
     D: Matrix,
-    student: Space,
-    groups: Sequence[Teaching],
+    student: Comparison,
+    teachings: Sequence[Teaching],
     temperature: float,
-    first_self: int | None = None,
+    self_columns: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
-    """Σ_i w_i KL(D^z, D^{t_i}) over the m ≥ 1 teachers t_i of each group, w_i = 1/m by default.
+    """Σ_i w_i KL(D^z, D^{t_i}) over the m ≥ 1 teachers t_i of each teaching, w_i = 1/m by default.
 
-    Where D has more than `PLAIN_ENTRIES` entries, rows are handled in blocks and the gradient is
+    Where D has more than `WHOLE_ENTRIES` entries, rows are handled in blocks and the gradient is
     made along with the value, so that memory grows with B, not with B²; value and gradient are
     the same. torch.compile does not trace into that case.
 
     Args:
         D: (x, ref) -> (B, R), the similarities of rows of x to rows of ref.
         student: z; the gradient goes into its x and ref.
-        groups: teachers, each of the student's B and R; no gradient goes into them, nor into the w_i.
+        teachings: teachers, each of the student's B and R; no gradient goes into them, nor into the w_i.
         temperature: T > 0.
-        first_self: the column in which row 0 meets itself; it, and the one after it in row 1, and so
-            on, are left out of the softmax. None: every entry counts.
+        self_columns: (B,), int64, the column in which each row meets itself, -1 where in none: left out of the
+            softmax. None: every entry counts.
 
     Returns:
-        A scalar a group.
+        A scalar a teaching.
 
     Example:
         >>> import torch
-        >>> from pml_s2sd.distillation import Space, Teaching, mean_divergences
+        >>> from pml_s2sd.distillation import Comparison, Teaching, mean_divergences
         >>> z = torch.eye(2)
-        >>> mean_divergences(lambda x, ref: x @ ref.T, Space(z, z), [Teaching([Space(z, z)])], temperature=1.0)
+        >>> D = lambda x, ref: x @ ref.T
+        >>> mean_divergences(D, Comparison(z, z), [Teaching([Comparison(z, z)])], temperature=1.0)
         [tensor(0.)]
     """
-    if len(student.x) * len(student.ref) > PLAIN_ENTRIES:
-        return _mean_divergences_in_blocks(D, student, groups, temperature, first_self)
+    if len(student.x) * len(student.ref) > WHOLE_ENTRIES:
+        from ._distillation_in_blocks import mean_divergences_in_blocks  # it loads torch's compiler
+
+        return mean_divergences_in_blocks(D, student, teachings, temperature, self_columns)
     of_student = D(*student)
-    log_probs = row_log_probs(of_student, temperature, first_self)
+    log_probs = row_log_probs(of_student, temperature, self_columns)
     values = []
-    for teachers, weigh in groups:
+    for teachers, weigh in teachings:
         with torch.no_grad():
-            similarities = [_rows(D, teacher, slice(None)) for teacher in teachers]
-            weights = None if weigh is None else weigh([of_student.detach(), *similarities])
-        of_teachers = torch.stack([divergence(log_probs, t, temperature, first_self) for t in similarities])
+            similarities = [rows_of(D, teacher, slice(None)) for teacher in teachers]
+            weights = None if weigh is None else weigh([of_student.detach(), *similarities], slice(None))
+        of_teachers = torch.stack([divergence(log_probs, t, temperature, self_columns) for t in similarities])
         values.append(of_teachers.mean() if weights is None else (weights * of_teachers).sum())
     return values
 
 
-def _rows(D: Matrix, teacher: Teacher, rows: slice) -> torch.Tensor:
-    """Rows of a teacher's similarities."""
+def rows_of(D: Matrix, teacher: Teacher, rows: slice) -> torch.Tensor:
+    """Rows of a teacher's similarities, (rows, R)."""
     return teacher[rows].detach() if isinstance(teacher, torch.Tensor) else D(teacher.x[rows], teacher.ref)
 
 
 def divergence(
-    student_log_probs: torch.Tensor, teacher: torch.Tensor, temperature: float, first_self: int | None = None
+    student_log_probs: torch.Tensor,
+    teacher: torch.Tensor,
+    temperature: float,
+    self_columns: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """KL(D^z, D^t) = T² / B · Σ_rows KL( softmax(D^t / T) ‖ softmax(D^z / T) )
 
@@ -96,7 +103,7 @@ def divergence(
             rather than D^z, so that several teachers share them.
         teacher: D^t, (B, R).
         temperature: T > 0.
-        first_self: as in `mean_divergences`.
+        self_columns: as in `mean_divergences`.
 
     Returns:
         A scalar, at least 0, and 0 where student and teacher agree.
@@ -110,89 +117,47 @@ def divergence(
         >>> divergence(row_log_probs(D, temperature=1.0), D, temperature=1.0).item()
         0.0
     """
-    teacher_log_probs = row_log_probs(teacher, temperature, first_self)
+    teacher_log_probs = row_log_probs(teacher, temperature, self_columns)
     return temperature**2 * F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
 
 
-def row_log_probs(similarities: torch.Tensor, temperature: float, first_self: int | None = None) -> torch.Tensor:
-    """log softmax(D / T) over each row, in D's dtype, without the entries that `first_self` leaves out."""
+def row_log_probs(
+    similarities: torch.Tensor, temperature: float, self_columns: torch.Tensor | None = None
+) -> torch.Tensor:
+    """log softmax(D / T) over each row, in D's dtype, without the entries that `self_columns` leaves out."""
     logits = similarities / temperature
-    if first_self is not None:
-        itself = first_self + torch.arange(len(logits), device=logits.device)
-        logits = logits.scatter(1, itself[:, None], -torch.finfo(logits.dtype).max / 8)
+    if self_columns is not None:
+        logits = at_self_columns(logits, self_columns, -torch.finfo(logits.dtype).max / 8)
     return F.log_softmax(logits, dim=1)
 
 
-@torch.compiler.disable
-def _mean_divergences_in_blocks(
-    D: Matrix, student: Space, groups: Sequence[Teaching], temperature: float, first_self: int | None
-) -> list[torch.Tensor]:
-    return list(_BlockwiseDivergences.apply(D, groups, temperature, first_self, *student))
+def at_self_columns(matrix: torch.Tensor, self_columns: torch.Tensor, value: float) -> torch.Tensor:
+    """The matrix, (B, R), with `value` where a row meets itself: in the column named for it, (B,), -1 for none."""
+    columns = self_columns[:, None]
+    meets = columns >= 0
+    columns = columns.clamp(min=0)
+    return matrix.scatter(1, columns, matrix.gather(1, columns).masked_fill(meets, value))
 
 
-def _weights(D: Matrix, group: Teaching, of_student: torch.Tensor, rows: slice) -> torch.Tensor:
-    """w_i, (m,), in the student's dtype."""
-    teachers, weigh = group
-    if weigh is None:
-        return of_student.new_full((len(teachers),), 1 / len(teachers))
-    return weigh([of_student, *(_rows(D, teacher, rows) for teacher in teachers)]).to(of_student.dtype)
+def columns_of_copies(x: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
+    """Where each sample finds itself among references: in the batch itself, a part of it, a copy, a memory queue.
 
+    Args:
+        x, ref: (B, d) and (R, d), embeddings of one space.
 
-class _BlockwiseDivergences(torch.autograd.Function):
-    """`mean_divergences`, a block of rows at a time; the gradient with respect to D^z is known in closed form,
+    Returns:
+        (B,), int64: the column of the reference that is this sample, up to rounding; -1 where there is none.
 
-    ∂ Σ_i w_i KL(D^z, D^{t_i}) / ∂D^z = T / B · Σ_i w_i ( softmax(D^z / T) - softmax(D^{t_i} / T) ),
-
-    and taken on to z by D's own derivative while the block is at hand.
+    Example:
+        >>> import torch
+        >>> from pml_s2sd.distillation import columns_of_copies
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+        >>> columns_of_copies(x, torch.tensor([[0.0, 1.0], [3.0, 0.0], [2.0, 4.0]]))
+        tensor([-1,  1])
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        D: Matrix,
-        groups: Sequence[Teaching],
-        T: float,
-        first_self: int | None,
-        x: torch.Tensor,
-        ref: torch.Tensor,
-    ) -> tuple[torch.Tensor, ...]:
-        B, R = len(x), len(ref)
-        with_gradient = any(ctx.needs_input_grad)
-        values = [x.new_zeros(()) for _ in groups]
-        gradients = [(torch.zeros_like(x), torch.zeros_like(ref)) for _ in groups] if with_gradient else []
-        block_rows = max(1, BLOCK_ENTRIES // R)
-        for start in range(0, B, block_rows):
-            rows = slice(start, start + block_rows)
-            block, columns = x[rows].detach().requires_grad_(), ref.detach().requires_grad_()
-            with torch.set_grad_enabled(with_gradient):
-                similarities = D(block, columns)
-            itself = None if first_self is None else first_self + start
-            log_p = row_log_probs(similarities.detach(), T, itself)
-            p = log_p.exp()
-            if start == 0:
-                weights = [_weights(D, group, similarities.detach(), rows) for group in groups]
-            for k, (teachers, _) in enumerate(groups):
-                toward_p = torch.zeros_like(p) if with_gradient else None
-                for w, teacher in zip(weights[k], teachers, strict=True):
-                    log_q = row_log_probs(_rows(D, teacher, rows), T, itself)
-                    q = log_q.exp()
-                    values[k] += (T**2 / B) * w * torch.sum(q * log_q.sub_(log_p))
-                    if toward_p is not None:
-                        toward_p += q.sub_(p).mul_(-w)
-                if toward_p is not None:
-                    wanted = (block, columns)
-                    into_block, into_columns = torch.autograd.grad(
-                        similarities, wanted, (T / B) * toward_p, retain_graph=k + 1 < len(groups)
-                    )
-                    gradients[k][0][rows] += into_block
-                    gradients[k][1].add_(into_columns)
-        ctx.save_for_backward(*(g for pair in gradients for g in pair))
-        return tuple(values)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *of_values: torch.Tensor) -> tuple:
-        saved = ctx.saved_tensors
-        into_x = sum(g * of_value for g, of_value in zip(saved[0::2], of_values, strict=True))
-        into_ref = sum(g * of_value for g, of_value in zip(saved[1::2], of_values, strict=True))
-        return None, None, None, None, into_x, into_ref
+    with torch.autocast(x.device.type, enabled=False):
+        x, ref = (t.detach() if t.dtype == torch.float64 else t.detach().float() for t in (x, ref))
+        # The nearest: |ref|² - 2 x·ref orders references as |x - ref|² does.
+        nearest = (ref.square().sum(1) - 2 * x @ ref.T).argmin(dim=1)
+        apart = torch.linalg.vector_norm(x - ref[nearest], dim=1)
+        return torch.where(apart <= 1e-5 * torch.linalg.vector_norm(x, dim=1), nearest, -1)

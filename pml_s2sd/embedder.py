@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from .checks import check_features, check_instance, check_int
+from ._argument_checks import check_choice, check_instance, check_int
+from ._data_parallel import ReplicaEmbeddings
+from ._features import average_pool, check_features, dtype_for, max_pool
+from ._frozen_heads import FrozenHeads
 from .embeddings import S2SDEmbeddings
 
 
@@ -23,7 +27,8 @@ class Embedder(nn.Module):
         embedding_size: d.
         head: f, a module from (B, F) to (B, d). Default: ``torch.nn.Linear(F, d)``.
 
-    Input: features (B, F) or feature maps (B, F, H, W), floating point. Output: (B, d).
+    Input: features (B, F) or feature maps (B, F, H, W), floating point; outside autocast they are
+    converted to the head's dtype. Output: (B, d).
 
     Raises:
         TypeError, ValueError: on input that is no such tensor, naming what was expected and what came.
@@ -47,7 +52,7 @@ class Embedder(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         check_features(features, self.in_features, maps_only=False)
-        return self._embed(average_pool(features))
+        return self._embed(average_pool(features, dtype_for(self.head, features)))
 
     def _embed(self, pooled: torch.Tensor) -> torch.Tensor:
         z = self.head(pooled)
@@ -69,6 +74,20 @@ def _mlp(in_features: int, size: int) -> nn.Module:
 AUX_HEADS: dict[str, Callable[[int, int], nn.Module]] = {"mlp": _mlp, "linear": nn.Linear}
 
 
+class _CopyOfComputedTensors(TorchFunctionMode):
+    """While it is on, copy.deepcopy copies tensors with a graph behind them too, without the graph.
+
+    torch refuses to. Such is the weight that weight norm, spectral norm or pruning left in a module at its last call,
+    to be computed anew at the next.
+    """
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), tensor.detach().clone())
+        return func(*args, **(kwargs or {}))
+
+
 class S2SDEmbedder(Embedder):
     """A linear embedder with auxiliary heads in larger spaces, for training with `S2SDLoss`.
 
@@ -87,7 +106,8 @@ class S2SDEmbedder(Embedder):
         aux_head: ``"mlp"``, the paper's g_i above, or ``"linear"``, g_i = Linear(F, d_i).
         aux_gradient: whether the auxiliary heads train the trunk too, as in the paper.
 
-    Input: features (B, F), or feature maps (B, F, H, W) that it pools itself; floating point.
+    Input: features (B, F), or feature maps (B, F, H, W) that it pools itself; floating point, and
+    outside autocast converted to the head's dtype.
     Output: `S2SDEmbeddings` in training mode, a tensor (B, d) in eval mode.
 
     Raises:
@@ -106,6 +126,8 @@ class S2SDEmbedder(Embedder):
         >>> embedder.eval()(torch.randn(5, 64, 7, 7)).shape
         torch.Size([5, 8])
     """
+
+    _is_replica = False  # torch.nn.DataParallel sets it
 
     def __init__(
         self,
@@ -126,40 +148,35 @@ class S2SDEmbedder(Embedder):
         for size in aux_sizes:
             check_int("each of aux_sizes", size, at_least=1)
         self.aux_sizes = tuple(aux_sizes)
-        if aux_head not in AUX_HEADS:
-            raise ValueError(f"aux_head must be one of {', '.join(AUX_HEADS)}, got {aux_head!r}")
+        check_choice("aux_head", aux_head, AUX_HEADS)
         self.aggregate_pooling = aggregate_pooling
         self.aux_head = aux_head
         self.aux_gradient = aux_gradient
         self.aux_heads = nn.ModuleList(AUX_HEADS[aux_head](in_features, size) for size in self.aux_sizes)
+        self._frozen_heads = FrozenHeads(self.aux_heads)
 
     def forward(self, features: torch.Tensor) -> S2SDEmbeddings | torch.Tensor:  # type: ignore[override]
         check_features(features, self.in_features, maps_only=self.aggregate_pooling and self.training)
-        pooled = average_pool(features)
+        pooled = average_pool(features, dtype_for(self.head, features))
         z = self._embed(pooled)
         if not self.training:
             return z
+        if z.requires_grad and any(p.requires_grad for p in self.head.parameters()):  # the embedder is being trained
+            self._frozen_heads.warn(self.aux_heads)
         if self.aggregate_pooling:
-            pooled = pooled + max_pool(features)
+            pooled = pooled + max_pool(features).to(pooled.dtype)
         into_heads = pooled if self.aux_gradient else pooled.detach()
-        return S2SDEmbeddings(z, tuple(g(into_heads) for g in self.aux_heads), pooled)
+        made = ReplicaEmbeddings if self._is_replica else S2SDEmbeddings
+        return made(z, tuple(g(into_heads) for g in self.aux_heads), pooled)
 
     def deploy(self) -> Embedder:
         """The inference-only module: a copy of the base head, in eval mode, no auxiliary parameter left.
 
         Its output equals this embedder's in eval mode, bit for bit.
         """
-        return Embedder(self.in_features, self.embedding_size, copy.deepcopy(self.head)).eval()
+        with _CopyOfComputedTensors():
+            head = copy.deepcopy(self.head)
+        return Embedder(self.in_features, self.embedding_size, head).eval()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, aux_sizes={self.aux_sizes}, aggregate_pooling={self.aggregate_pooling}"
-
-
-def average_pool(features: torch.Tensor) -> torch.Tensor:
-    """Global average pooling of (B, F, H, W); features (B, F) as they are."""
-    return features.mean(dim=(2, 3)) if features.dim() == 4 else features
-
-
-def max_pool(features: torch.Tensor) -> torch.Tensor:
-    """Global max pooling of (B, F, H, W)."""
-    return nn.functional.adaptive_max_pool2d(features, 1).flatten(1)

@@ -5,42 +5,47 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
 from pytorch_metric_learning.losses import CrossBatchMemory
-from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import nn
 
-from .advantage import Advantage
-from .balance import Balance
-from .checks import (
-    check_batch,
-    check_embedder,
-    check_instance,
-    check_int,
-    check_judged,
-    check_labels,
-    check_number,
-    check_weight,
-)
-from .distillation import Space, Teacher, Teaching, mean_divergences
-from .distributed import Everyone, several_processes
+from ._argument_checks import check_embedder, check_instance, check_int, check_number
+from ._call import Call, of_space
+from ._fixed_weights import FixedWeights
+from ._kept_state import keep
+from ._live_objectives import LiveObjectives
+from ._one_process import OneProcess
+from ._shared_similarities import SharedSimilarities, is_plain_cosine
+from ._similarity import Similarity
+from .distillation import Teacher, Teaching, mean_divergences
+from .distributed import Processes
 from .embedder import S2SDEmbedder
-from .embeddings import S2SDEmbeddings, base_embeddings
-from .objectives import ObjectiveOrFactory, aux_objectives, base_objective
-from .shared_cosine import SharedCosine, is_plain_cosine, share
-from .similarity import Similarity
-from .space import SpaceBatch, objective_value
+from .embeddings import S2SDEmbeddings
+from .objectives import ObjectiveOrFactory, aux_objectives, base_objective, is_distributed
 
-AUTO_RATIO = 2.0
-"""r: with an automatic weight, a distillation term's gradient is twice as long as the objective's."""
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
 AUTO_TEMPERATURE = 0.05
 POOR_TEACHERS = (
     'distill_weight="auto" with auxiliary heads of the kind "mlp": linear ones gave larger gains '
     '(docs/study.md); take S2SDEmbedder(…, aux_head="linear", aux_gradient=False), which s2sd() makes'
+)
+
+
+IN_EVAL_MODE = (
+    "this S2SDLoss is in eval mode, where it is the base objective alone, while the embedder is in training mode: "
+    "auxiliary heads learn nothing and nothing is distilled; call loss_func.train() beside model.train(), or, for a "
+    "validation loss, compute the embeddings with model.eval()"
+)
+WITHOUT_GRADIENT = (
+    "no embedding in this training call requires a gradient: neither trunk nor heads will learn from it; if the "
+    "model is checkpointed, use checkpoint(…, use_reentrant=False), as reentrant checkpointing loses the gradient of "
+    "what is not a plain tensor; to measure only, call under torch.no_grad()"
 )
 
 
@@ -60,10 +65,9 @@ class S2SDLoss(nn.Module):
     too, and a `DistributedLossWrapper` gathers, so that all processes have to call it.
 
     On several processes (torch.distributed) the distillation, and an objective in PML's
-    `DistributedLossWrapper`, are computed on the samples of all, which every process's call
-    gathers; in training mode all processes have to call it. The average of the gradients over
-    processes, which DistributedDataParallel makes, is then the gradient of one process on the
-    whole batch; the value is this process's part, and its average that of the whole batch.
+    `DistributedLossWrapper`, are computed on the samples of all; in training mode all processes have to call it. The
+    average of the gradients over processes, which DistributedDataParallel makes, is then the gradient of one process
+    on the whole batch; the value is this process's part, and its average that of the whole batch.
 
     Args:
         loss: L, any PML objective, or a callable ``embedding_size -> objective``. The base space
@@ -73,34 +77,26 @@ class S2SDLoss(nn.Module):
         aux_loss: another objective, or callable, for the auxiliary spaces.
         miner: a PML miner; each space mines its own tuples.
         distill_weight: γ ≥ 0. The paper's 50 belongs to a pretrained trunk and a learning rate of
-            1e-5; training from scratch wants γ between 1 and 5. ``"auto"``: see below.
-        temperature: T > 0; by default 1, as in the paper, or 0.05 where a weight is automatic.
-        include_diagonal: whether a sample's similarity to itself counts in the softmax; by default it
-            does, as in the paper, and does not where a weight is automatic.
-        feature_weight: γ_F ≥ 0, or ``"auto"``.
+            1e-5; training from scratch wants γ between 1 and 5. ``"auto"``: none to choose, for a pretrained trunk;
+            it follows those spaces that retrieve better than the base space, and needs labels to tell
+            (`pml_s2sd._automatic_weights`).
+        temperature: T > 0; by default 1, as in the paper, or 0.05 with an automatic weight.
+        include_diagonal: whether a sample's similarity to itself, or to its own copy among the references, counts in
+            the softmax; by default it does, as in the paper, and does not with an automatic weight.
+        feature_weight: γ_F ≥ 0.
         feature_delay: feature distillation starts after this many training calls.
         distance: gives D; a PML distance. Where small means similar (`LpDistance`, `SNRDistance`),
             its negative is the similarity.
-
-    With ``distill_weight="auto"`` (or feature_weight, or both) there is no γ to choose: the objective is
-
-        L(z) + (1/m) Σ_i L(a_i) + Σ_i w_i KL(D^z, D^{a_i}),
-
-    and the gradients of L(z) and of the KL term into z are brought to a ratio by `Balance`, the latter twice as long,
-    in the one backward pass. A teacher, the features too, is followed only while its space retrieves better
-    than the base space, and not, or less than in full, while teachers lead by little: w is `Advantage`'s. The
-    embedder for it is `S2SDEmbedder(…, aux_head="linear", aux_gradient=False)`, which `s2sd` makes: linear heads
-    gave larger gains where both were measured (docs/study.md), and without their gradient the trunk learns as it
-    would from L(z) alone, when no teacher is followed. References get no gradient from a balanced term. Who
-    retrieves better is judged by labels, those of references too; without any, as in SelfSupervisedLoss, sample i
-    and reference i are the two of one class.
+        process_group: the processes whose batches make up the global one: those of data parallelism, where others
+            exist beside it (tensor or pipeline parallelism, a model on some of the processes). A ProcessGroup, or the
+            one-dimensional DeviceMesh ``mesh["dp"]``. None: all processes.
 
     Inputs (``loss_func(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``):
         embeddings: `S2SDEmbeddings` of a batch of B ≥ 1 samples; in eval mode also a tensor (B, d).
         labels: (B,), of any integer dtype; may be left out where the objective does without.
         indices_tuple: tuples of a PML miner, used in every space. Not together with `miner`.
         ref_emb: `S2SDEmbeddings` of R references; each space compares with its own, and D becomes
-            query × reference, (B, R), every entry included. With the batch itself, the same object, the
+            query × reference, (B, R). With the batch itself, the same object, the
             distillation terms are what they are without references.
             Which pairs the objective forms is PML's: given ref_labels, a sample and its own copy among
             the references are a positive pair.
@@ -113,12 +109,16 @@ class S2SDLoss(nn.Module):
     Attributes:
         terms: of the last training call, of this process, detached scalars: ``base`` L(z), ``aux`` (1/m) Σ L(a_i),
             ``distill`` (1/m) Σ KL(D^z, D^{a_i}), ``feature`` KL(D^z, D^φ); unweighted, 0 where a
-            term is absent, switched off or not started. ``.item()`` them when you log, not before. Where
-            a weight is automatic they are Σ w_i KL, 0 while no teacher is followed, and ``distill_weight`` or
-            ``feature_weight`` is there too: the weight that was in force in the backward pass, 0 before it.
+            term is absent, switched off or not started. Nothing waits for a device before `terms_as_numbers`. With an
+            automatic weight ``distill`` is Σ w_i KL, and ``distill_weight`` the weight of the last backward pass.
         calls: the number of training calls so far, part of the state_dict, as are the positions of
             PML's memory queues.
         base_loss, aux_losses: the objective of each space, the latter by the names ``a1`` … ``am``.
+            `change_objectives` changes them while training.
+        miner: a new one may be set at any time; each space gets its own.
+            A margin on a schedule, set on the base space's objective or miner, reaches every space with the next
+            call, and so does `reset_queue()` of a CrossBatchMemory.
+        distill_weight, feature_weight: may be set to another number at any time.
 
     Raises:
         TypeError, ValueError: on arguments or input that cannot be used, naming what was expected
@@ -151,23 +151,22 @@ class S2SDLoss(nn.Module):
         distill_weight: float | Literal["auto"] = 50.0,
         temperature: float | None = None,
         include_diagonal: bool | None = None,
-        feature_weight: float | Literal["auto"] = 0.0,
+        feature_weight: float = 0.0,
         feature_delay: int = 1000,
         distance: BaseDistance | None = None,
+        process_group: ProcessGroup | DeviceMesh | None = None,
     ) -> None:
         super().__init__()
         if isinstance(loss, S2SDLoss) or isinstance(aux_loss, S2SDLoss):
             raise TypeError("loss is an S2SDLoss already; pass the PML objective that is inside it")
         check_embedder(embedder)
-        check_weight("distill_weight", distill_weight)
-        check_weight("feature_weight", feature_weight)
-        automatic = "auto" in (distill_weight, feature_weight)
+        automatic = distill_weight == "auto"
         temperature = (AUTO_TEMPERATURE if automatic else 1.0) if temperature is None else temperature
         check_number("temperature", temperature, above=0)
         include_diagonal = (not automatic) if include_diagonal is None else include_diagonal
         if not isinstance(include_diagonal, bool):
             raise TypeError(f"include_diagonal must be a bool, got {include_diagonal!r}")
-        if distill_weight == "auto" and embedder.aux_sizes and getattr(embedder, "aux_head", None) == "mlp":
+        if automatic and embedder.aux_sizes and getattr(embedder, "aux_head", None) == "mlp":
             warnings.warn(POOR_TEACHERS, stacklevel=2)
         check_int("feature_delay", feature_delay, at_least=0)
         check_instance("miner", miner, nn.Module, "a pytorch_metric_learning miner")
@@ -175,23 +174,19 @@ class S2SDLoss(nn.Module):
 
         self.embedding_size = embedder.embedding_size
         self.aux_sizes = tuple(embedder.aux_sizes)
+        self.weights = _weights(distill_weight, feature_weight, teachers=len(self.aux_sizes))
         self.base_loss = base_objective(loss, self.embedding_size)
         self.aux_losses = _by_space(aux_objectives(loss if aux_loss is None else aux_loss, self.aux_sizes))
         self.miner = miner
         self.aux_miners = _by_space([copy.deepcopy(miner) for _ in self.aux_sizes])
-        self._shared = [share(*parts) for parts in zip(self.aux_losses.values(), self.aux_miners.values(), strict=True)]
-        self.distill_weight = distill_weight if distill_weight == "auto" else float(distill_weight)
+        self._prepare_spaces()
         self.temperature = float(temperature)
         self.include_diagonal = include_diagonal
-        self.feature_weight = feature_weight if feature_weight == "auto" else float(feature_weight)
-        self.balance = Balance(AUTO_RATIO) if automatic else None
-        followed = distill_weight == "auto" and len(self.aux_sizes) > 0
-        self.advantage = Advantage(len(self.aux_sizes)) if followed else None
-        self.feature_advantage = Advantage(teachers=1) if feature_weight == "auto" else None
         self.feature_delay = feature_delay
         self.distance = CosineSimilarity() if distance is None else distance
+        self._processes = Processes(process_group)
         self.terms: dict[str, torch.Tensor] = {}
-        self._no_references = S2SDEmbeddings(None, (None,) * len(self.aux_sizes), None)  # type: ignore[arg-type]
+        self._said: set[str] = set()
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     def forward(
@@ -203,162 +198,143 @@ class S2SDLoss(nn.Module):
         ref_labels: torch.Tensor | None = None,
         **objective_args: Any,
     ) -> torch.Tensor:
-        self._check_input(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        # PML takes a batch that is its own reference from labels and ref_labels being one tensor.
-        own_references = ref_labels is labels
-        labels = None if labels is None else labels.long()
-        ref_labels = labels if own_references else (None if ref_labels is None else ref_labels.long())
-        arguments = {"indices_tuple": indices_tuple, "ref_labels": ref_labels, **objective_args}
-        arguments = {name: value for name, value in arguments.items() if value is not None}
-
+        call = self._checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, objective_args)
+        self._warn_of_silence(embeddings)
+        step = self._step(call)
         if not self.training:
-            only = SpaceBatch(base_embeddings(embeddings), labels, base_embeddings(ref_emb), arguments)
-            return objective_value(self.base_loss, self.miner, only)
+            return step.objective(0, step.rows.embeddings, self.base_loss, self.miner)
 
-        batch = cast(S2SDEmbeddings, embeddings)
-        ref = cast(S2SDEmbeddings, ref_emb) if ref_emb is not None else self._no_references
-        everyone = self._gather(batch, labels, ref, arguments) if several_processes() else None
-        for_objective, for_distill, for_feature = self._split(batch.embeddings)
-        try:
-            for shared, a in zip(self._shared, batch.aux, strict=True):
-                if shared is not None:
-                    shared.expect(a)
-            objective_batch = S2SDEmbeddings(for_objective, batch.aux, batch.features)
-            itself = ref_emb is embeddings
-            objective_ref, compared_with = (objective_batch, self._no_references) if itself else (ref, ref)
-            base, aux = self._objective_terms(objective_batch, labels, objective_ref, arguments, everyone)
-            distill, feature = self._distillation_terms(
-                batch, (for_distill, for_feature), compared_with, everyone, labels, ref_labels
-            )
-        finally:
-            for shared in filter(None, self._shared):
-                shared.forget()
+        self._carry_over()
+        z, students = self.weights.students(step)
+        with self._shared.for_one_step():
+            base, aux = self._objective_terms(step, z)
+            kl = self._distillation_terms(step, students)
+        total = self.weights.total(base, aux, kl)
 
-        share = 0.5 if self.balance is None else 1.0
-        total = base if aux is None else share * (base + aux)
-        if distill is not None:
-            total = total + _fixed(self.distill_weight) * distill
-        if feature is not None:
-            total = total + _fixed(self.feature_weight) * feature
-
-        zero = torch.zeros_like(base)
-        terms = {"base": base, "aux": aux, "distill": distill, "feature": feature}
-        self.terms = {name: zero if term is None else term.detach() for name, term in terms.items()}
-        if self.balance is not None:
-            names = [n for n, w in (("distill", self.distill_weight), ("feature", self.feature_weight)) if w == "auto"]
-            self.terms |= {f"{name}_weight": w for name, w in zip(names, self.balance.weights, strict=True)}
-        self.calls += 1
+        values = {"base": base, "aux": aux, "distill": kl.get("distill"), "feature": kl.get("feature")}
+        self.terms = {name: base.new_zeros(()) if term is None else term.detach() for name, term in values.items()}
+        self.terms |= self.weights.found()
+        for live in self._live:
+            live.remember()
+        if torch.is_grad_enabled():
+            keep(self.calls, self.calls + 1)
         return total
 
-    def _split(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """z for the objective, for distillation from the auxiliary spaces, and for that from the features."""
-        if self.balance is None:
-            return z, z, z
-        automatic = [weight == "auto" for weight in (self.distill_weight, self.feature_weight)]
-        for_objective, balanced = self.balance.split(z, sum(automatic))
-        rest = iter(balanced)
-        for_distill, for_feature = (next(rest) if auto else z for auto in automatic)
-        return for_objective, for_distill, for_feature
-
-    def _objective_terms(
-        self,
-        batch: S2SDEmbeddings,
-        labels: torch.Tensor | None,
-        ref: S2SDEmbeddings,
-        arguments: dict[str, Any],
-        everyone: Everyone | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _objective_terms(self, step: OneProcess, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """L(z) and (1/m) Σ_i L(a_i), the latter None where m = 0."""
-        values = []
-        embeddings = zip((batch.embeddings, *batch.aux), (ref.embeddings, *ref.aux), strict=True)
-        spaces = zip(embeddings, self._losses, self._miners, (None, *self._shared), strict=True)
-        for space, ((x, ref_x), loss, miner, shared) in enumerate(spaces):
-            own = SpaceBatch(x, labels, ref_x, arguments)
-            if everyone is not None and isinstance(loss, DistributedLossWrapper):
-                announce = None if shared is None else shared.expect
-                values.append(everyone.objective(loss, miner, own, space, announce))
-            else:
-                values.append(objective_value(loss, miner, own))
-        base, *aux = values
+        spaces = zip((z, *step.rows.aux), self._losses, self._miners, strict=True)
+        base, *aux = [step.objective(space, x, loss, miner) for space, (x, loss, miner) in enumerate(spaces)]
         return base, torch.stack(aux).mean() if aux else None
 
     def _distillation_terms(
-        self,
-        batch: S2SDEmbeddings,
-        students: tuple[torch.Tensor, torch.Tensor],
-        ref: S2SDEmbeddings,
-        everyone: Everyone | None,
-        labels: torch.Tensor | None,
-        ref_labels: torch.Tensor | None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Σ_i w_i KL(D^z, D^{a_i}) and KL(D^z, D^φ), each None where it is switched off."""
-        from_aux, from_features = self._distills
-        if not (from_aux or from_features):
-            return None, None
+        self, step: OneProcess, students: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        """``distill`` Σ_i w_i KL(D^z, D^{a_i}) and ``feature`` KL(D^z, D^φ), without those that are switched off."""
         D = Similarity(self.distance)
-        terms = zip(students, (self.distill_weight, self.feature_weight), (from_aux, from_features), strict=True)
-        wanted = [(z, weight == "auto") for z, weight, is_wanted in terms if is_wanted]
-        if self.balance is None:  # one student for both terms, as their gradients are not balanced apart
-            wanted = wanted[:1]
-        spaces = []
-        for z, balanced in wanted:
-            compared, ref_compared, own = _compared(batch, z, ref, everyone, balanced)
-            spaces.append(_space(D, compared.embeddings, ref_compared.embeddings, own))
-        first_self = None if ref.embeddings is not None else (0 if own is None else own.start)
-        if labels is None and self.balance is not None:
-            labels = ref_labels = _two_views(batch, everyone)
-        weigh = partial(self._weigh, labels, ref_labels, everyone, first_self)
-        with torch.no_grad():
-            groups = []
-            if from_aux:
-                in_order = everyone is None or not everyone.own_first
-                cosines = self._shared if in_order else [None] * len(self._shared)
-                aux = zip(compared.aux, ref_compared.aux, cosines, strict=True)
-                teachers = [_aux_teacher(D, a, ref_a, own, shared) for a, ref_a, shared in aux]
-                groups.append(Teaching(teachers, weigh(self.advantage, 0)))
-            if from_features:
-                teacher = _space(D, compared.features, ref_compared.features, own)
-                groups.append(Teaching([teacher], weigh(self.feature_advantage, -1)))
-        left_out = None if self.include_diagonal else first_self
-        if len(spaces) == 1:
-            divergences = mean_divergences(D, spaces[0], groups, self.temperature, left_out)
-        else:
-            divergences = [
-                mean_divergences(D, space, [group], self.temperature, left_out)[0]
-                for space, group in zip(spaces, groups, strict=True)
-            ]
-        if everyone is not None:  # this process's part of the mean over all rows
-            divergences = [everyone.gathering.share * divergence for divergence in divergences]
-        distill = divergences[0] if from_aux else None
-        # Multiplied, not branched on: the count stays a tensor, so that nothing waits for a device and
-        # torch.compile does not compile anew as it grows.
-        feature = divergences[-1] * (self.calls >= self.feature_delay) if from_features else None
-        return distill, feature
+        teachings = self._teachings(D, step)
+        kl: dict[str, torch.Tensor] = {}
+        if not teachings:
+            return kl
+        left_out = None if self.include_diagonal else step.self_columns()
+        for (z, columns), terms in zip(students, self.weights.terms_of_students, strict=True):
+            learnt = [term for term in terms if term in teachings]
+            if learnt:
+                student, of_terms = D.comparison(z, columns), [teachings[term] for term in learnt]
+                values = mean_divergences(D, student, of_terms, self.temperature, left_out)
+                kl |= {term: step.part_of_mean(value) for term, value in zip(learnt, values, strict=True)}
+        if "feature" in kl:
+            # Multiplied, not branched on: the count stays a tensor, so that nothing waits for a device and
+            # torch.compile does not compile anew as it grows.
+            kl["feature"] = kl["feature"] * (self.calls >= self.feature_delay)
+        return kl
 
-    def _weigh(
-        self,
-        labels: torch.Tensor | None,
-        ref_labels: torch.Tensor | None,
-        everyone: Everyone | None,
-        first_self: int | None,
-        advantage: Advantage | None,
-        term: int,
-    ) -> Callable[[Sequence[torch.Tensor]], torch.Tensor] | None:
-        """How teachers are weighed: by their advantage, which is also the strength of the balanced term, or all alike
-        (None)."""
-        if advantage is None or self.balance is None:
-            return None
-        columns = cast(torch.Tensor, labels if first_self is not None else ref_labels)
-        if everyone is not None:
-            columns = everyone.compared_labels(columns, of_references=first_self is None)
-        strength = self.balance.strengths[term]
+    def _teachings(self, D: Similarity, step: OneProcess) -> dict[str, Teaching]:
+        """The teachers of each term."""
+        teachings = {}
+        from_aux, from_features = self._distills
+        if from_aux:
+            weigh = self.weights.of_teachers(step)
+            with torch.no_grad():
+                teachers = [self._aux_teacher(D, step, space) for space, _ in enumerate(step.rows.aux, start=1)]
+            teachings["distill"] = Teaching(teachers, weigh)
+        if from_features:
+            with torch.no_grad():
+                teachings["feature"] = Teaching([D.comparison(step.rows.features, step.columns.features)])
+        return teachings
 
-        def weigh(similarities: Sequence[torch.Tensor]) -> torch.Tensor:
-            weights = advantage(similarities, labels=labels, ref_labels=columns, first_self=first_self)
-            strength.copy_(weights.sum())
-            return weights
+    def _aux_teacher(self, D: Similarity, step: OneProcess, space: int) -> Teacher:
+        """An auxiliary space as a teacher; its similarities, where its objective has asked for the same ones."""
+        known = step.known_cosines(space, self._shared) if is_plain_cosine(D.distance) else None
+        return D.comparison(of_space(step.rows, space), of_space(step.columns, space)) if known is None else known
 
-        return weigh
+    def _step(self, call: Call) -> OneProcess:
+        """What is compared in this step: on several processes, with the samples of all."""
+        if not self._processes.several:
+            return OneProcess(call)
+        aux, features = self._distills if self.training else (False, False)
+        objectives = self._losses if self.training else [self.base_loss]
+        if not (aux or features or any(map(is_distributed, objectives))):
+            return OneProcess(call)
+        from ._many_processes import ManyProcesses  # it loads torch's compiler
+
+        return ManyProcesses(call, self._processes.group, objectives, aux=aux, features=features)
+
+    def _checked(self, embeddings: Any, labels: Any, indices_tuple: Any, *references: Any) -> Call:
+        if self.miner is not None and indices_tuple is not None:
+            raise ValueError(
+                "indices_tuple was given, but this S2SDLoss has a miner, with which each space mines its own tuples; "
+                "give one or the other"
+            )
+        if self.miner is not None and labels is None:
+            raise ValueError("the miner needs labels, got None")
+        sizes = (self.embedding_size, self.aux_sizes)
+        call = Call.checked(embeddings, labels, indices_tuple, *references, sizes=sizes, training=self.training)
+        if self.training:
+            self.weights.check(call)
+        return call
+
+    def _warn_of_silence(self, embeddings: Any) -> None:
+        """Say once what trains less than its user believes."""
+        if not (torch.is_grad_enabled() and isinstance(embeddings, S2SDEmbeddings)):
+            return
+        has_gradient = embeddings.embeddings.requires_grad or any(a.requires_grad for a in embeddings.aux)
+        if has_gradient and not self.training:
+            self._say_once(IN_EVAL_MODE)
+        elif self.training and not has_gradient:
+            self._say_once(WITHOUT_GRADIENT)
+
+    def _say_once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            warnings.warn(message, stacklevel=4)
+
+    @property
+    def distill_weight(self) -> float | str:
+        return self.weights.distill
+
+    @distill_weight.setter
+    def distill_weight(self, weight: float) -> None:
+        if self.weights.distill == "auto" or isinstance(weight, str):
+            raise ValueError(
+                f"distill_weight was {self.weights.distill!r} when this loss was made and cannot become {weight!r}, as "
+                "T, the diagonal and the auxiliary heads go with it; make a new S2SDLoss"
+            )
+        check_number("distill_weight", weight, at_least=0)
+        self.weights.distill = float(weight)
+
+    @property
+    def feature_weight(self) -> float:
+        return self.weights.feature
+
+    @feature_weight.setter
+    def feature_weight(self, weight: float) -> None:
+        check_number("feature_weight", weight, at_least=0)
+        self.weights.feature = float(weight)
+
+    @property
+    def _distills(self) -> tuple[bool, bool]:
+        """Whether the auxiliary spaces, and whether the features, are teachers."""
+        return self.distill_weight != 0 and len(self.aux_sizes) > 0, self.feature_weight != 0
 
     @property
     def _losses(self) -> list[nn.Module]:
@@ -368,45 +344,70 @@ class S2SDLoss(nn.Module):
     def _miners(self) -> list[nn.Module | None]:
         return [self.miner, *self.aux_miners.values()]
 
-    @property
-    def _distills(self) -> tuple[bool, bool]:
-        """Whether the auxiliary spaces, and whether the features, are teachers."""
-        return self.distill_weight != 0 and len(self.aux_sizes) > 0, self.feature_weight != 0
+    def terms_as_numbers(self) -> dict[str, float]:
+        """`terms` as Python's numbers, for a logger or JSON; waits for the device, once."""
+        values = torch.stack([term.double() for term in self.terms.values()]).tolist() if self.terms else []
+        return dict(zip(self.terms, values, strict=True))
 
-    def _gather(
-        self, batch: S2SDEmbeddings, labels: torch.Tensor | None, ref: S2SDEmbeddings, arguments: dict[str, Any]
-    ) -> Everyone | None:
-        """The batch of all processes, where anything is computed on it."""
-        aux, features = self._distills
-        if not (aux or features or any(isinstance(loss, DistributedLossWrapper) for loss in self._losses)):
-            return None
-        return Everyone(batch, labels, ref, arguments, self._losses, aux=aux, features=features)
+    def change_objectives(self, change: Callable[[Any, int], nn.Module | None]) -> None:
+        """Change the objective of every space while training.
 
-    def _check_input(
-        self,
-        embeddings: S2SDEmbeddings | torch.Tensor,
-        labels: torch.Tensor | None,
-        indices_tuple: tuple[torch.Tensor, ...] | None,
-        ref_emb: S2SDEmbeddings | torch.Tensor | None,
-        ref_labels: torch.Tensor | None,
-    ) -> None:
-        if self.miner is not None and indices_tuple is not None:
-            raise ValueError(
-                "indices_tuple was given, but this S2SDLoss has a miner, with which each space mines its own tuples; "
-                "give one or the other"
+        Args:
+            change: called with each space's objective and embedding size, base first. It changes the objective in
+                place, or returns another one in its place.
+
+        Raises:
+            TypeError: `change` returned something that is no module.
+
+        Plain values, such as a margin on a schedule, may also be set on the base space's objective or miner alone:
+        the next training call brings them to every space, as it does a `reset_queue()` of a CrossBatchMemory.
+
+        Example:
+            >>> from pytorch_metric_learning import losses
+            >>> from pml_s2sd import s2sd
+            >>> embedder, loss_func = s2sd(losses.ContrastiveLoss(), in_features=64, embedding_size=8)
+            >>> loss_func.change_objectives(lambda objective, size: losses.CrossBatchMemory(objective, size, 1024))
+            >>> [loss.embedding_size for loss in (loss_func.base_loss, *loss_func.aux_losses.values())]
+            [8, 512, 1024, 1536, 2048]
+        """
+        self._carry_over(what_can_be=True)
+        changed = []
+        for objective, size in zip(self._losses, (self.embedding_size, *self.aux_sizes), strict=True):
+            found = change(objective, size)
+            check_instance("what change returns", found, nn.Module, "the objective in its place, or None")
+            changed.append(objective if found is None else found)
+        base, *aux = changed
+        super().__setattr__("base_loss", base)
+        self.aux_losses = _by_space(aux)
+        self._prepare_spaces()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        made = "_live" in self.__dict__
+        if made and name == "miner":
+            self._carry_over(what_can_be=True)
+            check_instance("miner", value, nn.Module, "a pytorch_metric_learning miner")
+        if made and name == "base_loss" and value is not self.base_loss:
+            raise AttributeError(
+                "base_loss is one of several objectives, one a space; change all of them by "
+                "loss_func.change_objectives(lambda objective, embedding_size: …)"
             )
-        if self.miner is not None and labels is None:
-            raise ValueError("the miner needs labels, got None")
-        sizes = (self.embedding_size, self.aux_sizes)
-        check_batch("embeddings", embeddings, *sizes, training=self.training)
-        check_labels("labels", labels, "embeddings", embeddings)
-        if ref_emb is not None:
-            check_batch("ref_emb", ref_emb, *sizes, training=self.training)
-            check_labels("ref_labels", ref_labels, "ref_emb", ref_emb)
-        elif ref_labels is not None:
-            raise ValueError("ref_labels was given without ref_emb")
-        if self.training and (self.advantage is not None or self.feature_advantage is not None):
-            check_judged(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        super().__setattr__(name, value)
+        if made and name == "miner":
+            self.aux_miners = _by_space([copy.deepcopy(value) for _ in self.aux_sizes])
+            self._prepare_spaces()
+
+    def _carry_over(self, **options: bool) -> None:
+        """What was changed since the last training call reaches every space."""
+        for live in self._live:
+            live.carry_over(**options)
+
+    def _prepare_spaces(self) -> None:
+        """What goes with each space's objective and miner as they are now."""
+        self._shared = SharedSimilarities(zip(self.aux_losses.values(), self.aux_miners.values(), strict=True))
+        self._live = [
+            LiveObjectives(self.base_loss, [*self.aux_losses.values()]),
+            LiveObjectives(self.miner, [*self.aux_miners.values()]),
+        ]
 
     def get_extra_state(self) -> torch.Tensor:
         """Where the memories of PML's CrossBatchMemory stand, which PML's own state_dict leaves out."""
@@ -438,46 +439,24 @@ class S2SDLoss(nn.Module):
         )
 
 
-def _fixed(weight: float | str) -> float:
-    """The factor of a term in the sum; a balanced term's gradient is scaled on its way back instead."""
-    return 1.0 if isinstance(weight, str) else weight
+def _weights(distill: float | str, feature: float, teachers: int) -> Any:
+    """Numbers as weights, or an automatic one, where there is an auxiliary space to follow."""
+    check_number("feature_weight", feature, at_least=0)
+    if not isinstance(distill, str):
+        check_number("distill_weight", distill, at_least=0)
+        return FixedWeights(float(distill), float(feature))
+    if distill != "auto":
+        raise ValueError(f'distill_weight must be a number or "auto", got {distill!r}')
+    if not teachers:
+        return FixedWeights(0.0, float(feature))
+    from ._automatic_weights import AutomaticWeights  # it loads torch's compiler
 
-
-def _two_views(batch: S2SDEmbeddings, everyone: Everyone | None) -> torch.Tensor:
-    """Labels where there are none: sample i and reference i are of one class, in the batch of all processes."""
-    first = 0 if everyone is None else everyone.gathering.own.start
-    return first + torch.arange(len(batch.embeddings), device=batch.embeddings.device)
-
-
-def _compared(
-    batch: S2SDEmbeddings, z: torch.Tensor, ref: S2SDEmbeddings, everyone: Everyone | None, balanced: bool
-) -> tuple[S2SDEmbeddings, S2SDEmbeddings, slice | None]:
-    """What distillation compares: samples, references (or none), and which of the samples are this process's."""
-    if balanced and ref.embeddings is not None:
-        ref = S2SDEmbeddings(ref.embeddings.detach(), ref.aux, ref.features)
-    batch = S2SDEmbeddings(z, batch.aux, batch.features)
-    return (batch, ref, None) if everyone is None else everyone.compared(batch, ref)
+    return AutomaticWeights(teachers, float(feature))
 
 
 def _by_space(modules: Sequence[nn.Module | None]) -> nn.ModuleDict:
-    """The auxiliary spaces' modules, a1 … am; named, as PML's record-keeper turns names into those of tables."""
-    named = nn.ModuleDict()
+    """The auxiliary spaces' modules, a1 … am: PML's record-keeper turns these names into those of tables."""
+    by_name = nn.ModuleDict()
     for i, module in enumerate(modules, start=1):
-        named.add_module(f"a{i}", module)
-    return named
-
-
-def _aux_teacher(
-    D: Similarity, a: torch.Tensor, ref: torch.Tensor | None, own: slice | None, shared: SharedCosine | None
-) -> Teacher:
-    """An auxiliary space as a teacher; its similarities, where its objective has asked for the same ones."""
-    known = shared.known if shared is not None and ref is None else None
-    if known is not None and len(known) == len(a) and is_plain_cosine(D.distance):
-        return known if own is None else known[own]
-    return _space(D, a, ref, own)
-
-
-def _space(D: Similarity, x: torch.Tensor, ref: torch.Tensor | None, own: slice | None) -> Space:
-    """A teacher or the student: the rows of x (all, or `own` of them) compared with ref, or with all of x."""
-    x = D.prepare(x)
-    return Space(x if own is None else x[own], x if ref is None else D.prepare(ref))
+        by_name.add_module(f"a{i}", module)
+    return by_name

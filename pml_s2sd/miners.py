@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from pytorch_metric_learning.miners import DistanceWeightedMiner
 
-from .checks import check_int, check_number
+from ._argument_checks import check_int, check_number
 
 
 class RhoDistanceWeightedMiner(DistanceWeightedMiner):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pytorch_metric_learning import losses
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
 from torch import nn
 
 ObjectiveOrFactory = nn.Module | Callable[[int], nn.Module]
@@ -83,7 +84,7 @@ def rebuild(loss: nn.Module, embedding_size: int) -> nn.Module:
     """
     rebuilt = copy.deepcopy(loss)
     for module in rebuilt.modules():
-        bound = _size_bound(module)
+        bound = size_bound(module)
         if bound is not None:
             _resize(module, bound, embedding_size)
     return rebuilt
@@ -100,7 +101,7 @@ def base_objective(loss: ObjectiveOrFactory, embedding_size: int) -> nn.Module:
         return _made(loss, embedding_size)
     _check_usable(loss)
     for name, module in loss.named_modules():
-        bound = _size_bound(module)
+        bound = size_bound(module)
         if bound is None:
             continue
         size = getattr(module, bound.tensor).shape[bound.axis]
@@ -124,6 +125,18 @@ def aux_objectives(loss: ObjectiveOrFactory, embedding_sizes: Collection[int]) -
     _check_usable(loss)
     _check_rebuildable(loss, set(embedding_sizes))
     return [rebuild(loss, size) for size in embedding_sizes]
+
+
+def of_one_process(module: Any) -> Any:
+    """The objective, or the miner, without PML's wrapper for several processes."""
+    if isinstance(module, DistributedLossWrapper):
+        return module.loss
+    return module.miner if isinstance(module, DistributedMinerWrapper) else module
+
+
+def is_distributed(objective: nn.Module) -> bool:
+    """Whether it, or a part of it, is in PML's wrapper for several processes."""
+    return any(isinstance(module, DistributedLossWrapper) for module in objective.modules())
 
 
 def _made(factory: Callable[[int], nn.Module], embedding_size: int) -> nn.Module:
@@ -150,7 +163,8 @@ def _check_usable(loss: nn.Module) -> None:
             )
 
 
-def _size_bound(module: nn.Module) -> SizeBound | None:
+def size_bound(module: nn.Module) -> SizeBound | None:
+    """What ties this module to the embedding size, if its class is known to be tied."""
     return next((SIZE_BOUND[cls] for cls in type(module).__mro__ if cls in SIZE_BOUND), None)
 
 
@@ -172,7 +186,7 @@ def _check_rebuildable(loss: nn.Module, embedding_sizes: set[int]) -> None:
     for name, module in loss.named_modules():
         if type(module).__module__.startswith("pytorch_metric_learning."):
             continue
-        bound = _size_bound(module)
+        bound = size_bound(module)
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for tensor_name, tensor in tensors:
             if (bound is None or tensor_name != bound.tensor) and embedding_sizes.intersection(tensor.shape):

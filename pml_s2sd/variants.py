@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from pytorch_metric_learning.distances import BaseDistance
+from torch import nn
+
+from ._argument_checks import check_choice
 from .embedder import S2SDEmbedder
 from .loss import S2SDLoss
 from .objectives import ObjectiveOrFactory
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class Variant(NamedTuple):
@@ -26,15 +34,25 @@ VARIANTS = {
 }
 
 
-EMBEDDER_OPTIONS = ("aux_sizes", "head", "aux_head", "aux_gradient")
-
-
 def s2sd(
     loss: ObjectiveOrFactory,
     in_features: int,
     embedding_size: int,
-    variant: str = "MSDF",
-    **options: Any,
+    variant: Literal["DSD", "MSD", "MSDF", "MSDFA"] = "MSDF",
+    *,
+    aux_sizes: Sequence[int] | None = None,
+    head: nn.Module | None = None,
+    aux_head: Literal["mlp", "linear"] | None = None,
+    aux_gradient: bool | None = None,
+    aux_loss: ObjectiveOrFactory | None = None,
+    miner: nn.Module | None = None,
+    distill_weight: float | Literal["auto"] = 50.0,
+    temperature: float | None = None,
+    include_diagonal: bool | None = None,
+    feature_weight: float | None = None,
+    feature_delay: int = 1000,
+    distance: BaseDistance | None = None,
+    process_group: ProcessGroup | DeviceMesh | None = None,
 ) -> tuple[S2SDEmbedder, S2SDLoss]:
     """The embedder and the loss of one of the paper's variants.
 
@@ -50,10 +68,13 @@ def s2sd(
         in_features: F, the number of features (channels) of the trunk.
         embedding_size: d, the size of the embeddings that are kept.
         variant: its name, in any case.
-        options: go to `S2SDEmbedder` (``aux_sizes``, ``head``, ``aux_head``, ``aux_gradient``) and
-            `S2SDLoss` (all others); see there. Defaults are the authors': γ = γ_F = 50, T = 1. With
-            ``distill_weight="auto"``: T = 0.05 without the diagonal and linear heads that leave the trunk
-            alone, as measured with MSD (docs/study.md); γ_F is automatic too in MSDF and MSDFA.
+        aux_sizes: by default the paper's, 2048 (DSD) or 512, 1024, 1536 and 2048.
+        head, aux_head, aux_gradient: as `S2SDEmbedder` has them; with an automatic weight, by default, linear heads
+            that leave the trunk alone, as measured with MSD (docs/study.md).
+        feature_weight: γ_F; by default the paper's 50 in MSDF and MSDFA, and 0 with an automatic weight, beside which
+            features changed nothing.
+        aux_loss, miner, distill_weight, temperature, include_diagonal, feature_delay, distance,
+            process_group: as `S2SDLoss` has them.
 
     Returns:
         ``(embedder, loss_func)``: a `S2SDEmbedder` and the `S2SDLoss` made for it.
@@ -73,34 +94,43 @@ def s2sd(
         >>> loss_func(embedder(torch.randn(4, 64)), torch.tensor([0, 0, 1, 1])).shape
         torch.Size([])
     """
-    chosen = VARIANTS.get(variant.upper()) if isinstance(variant, str) else None
-    if chosen is None:
-        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
-    embedder_options: dict[str, Any] = {name: options.pop(name) for name in EMBEDDER_OPTIONS if name in options}
-    _check_options(variant.upper(), chosen, embedder_options, options)
-    embedder_options.setdefault("aux_sizes", chosen.aux_sizes)
-    automatic = chosen.feature_weight and options.get("distill_weight") == "auto"
-    options.setdefault("feature_weight", "auto" if automatic else chosen.feature_weight)
-    if "auto" in (options.get("distill_weight"), options["feature_weight"]):
-        embedder_options = {"aux_head": "linear", "aux_gradient": False, **embedder_options}
-    embedder = S2SDEmbedder(in_features, embedding_size, aggregate_pooling=chosen.aggregate_pooling, **embedder_options)
-    return embedder, S2SDLoss(loss, embedder, **options)
-
-
-def _check_options(name: str, variant: Variant, embedder_options: dict[str, Any], loss_options: dict[str, Any]) -> None:
-    if "aggregate_pooling" in loss_options:
-        raise TypeError("aggregate_pooling is decided by the variant: MSDFA has it, the others do not")
-    accepted = [p for p in inspect.signature(S2SDLoss).parameters if p not in ("loss", "embedder")]
-    for option in loss_options:
-        if option not in accepted:
-            raise TypeError(
-                f"unknown option {option!r}; expected one of {', '.join(EMBEDDER_OPTIONS)}, {', '.join(accepted)}"
-            )
-    if not variant.feature_weight and loss_options.get("feature_weight"):
-        raise ValueError(
-            f"{name} has no feature distillation, got feature_weight={loss_options['feature_weight']}; "
-            "choose MSDF or MSDFA"
-        )
-    aux_sizes = embedder_options.get("aux_sizes", variant.aux_sizes)
+    name = variant.upper() if isinstance(variant, str) else variant
+    check_choice("variant", name, VARIANTS)
+    chosen = VARIANTS[name]
+    aux_sizes = chosen.aux_sizes if aux_sizes is None else aux_sizes
     if name == "DSD" and not isinstance(aux_sizes, int) and len(aux_sizes) != 1:
         raise ValueError(f"DSD has one auxiliary space, got aux_sizes={tuple(aux_sizes)}; choose MSD for several")
+    if feature_weight and not chosen.feature_weight:
+        raise ValueError(
+            f"{name} has no feature distillation, got feature_weight={feature_weight}; choose MSDF or MSDFA"
+        )
+    automatic = distill_weight == "auto"
+    if feature_weight is None:
+        feature_weight = 0.0 if automatic else chosen.feature_weight
+    if aux_head is None:
+        aux_head = "linear" if automatic else "mlp"
+    if aux_gradient is None:
+        aux_gradient = not automatic
+    embedder = S2SDEmbedder(
+        in_features,
+        embedding_size,
+        aux_sizes,
+        head=head,
+        aggregate_pooling=chosen.aggregate_pooling,
+        aux_head=aux_head,
+        aux_gradient=aux_gradient,
+    )
+    loss_func = S2SDLoss(
+        loss,
+        embedder,
+        aux_loss=aux_loss,
+        miner=miner,
+        distill_weight=distill_weight,
+        temperature=temperature,
+        include_diagonal=include_diagonal,
+        feature_weight=feature_weight,
+        feature_delay=feature_delay,
+        distance=distance,
+        process_group=process_group,
+    )
+    return embedder, loss_func

@@ -8,12 +8,13 @@ A class of PML's without a test, and without a reason in `NOTES`, makes the comm
 from __future__ import annotations
 
 import importlib
-import os
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from pml_cases import NOTES, exported
+
+from pml_s2sd.whole_file import whole_file
 
 HEADER = ("| class | with S2SD | tests passed | note |", "| --- | --- | --- | --- |")
 MODULES = ("losses", "miners", "distances", "reducers", "regularizers", "trainers", "testers")
@@ -53,9 +54,9 @@ class Table:
         if untested:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
             raise pytest.UsageError(f"no test is marked pml(...) for {', '.join(untested)}")
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text(self.render())
-        os.replace(temporary, self.path)
+        text = self.render()
+        with whole_file(self.path, "w") as file:
+            file.write(text)
 
     def render(self) -> str:
         lines = [

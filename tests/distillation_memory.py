@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 
-from pml_s2sd.distillation import Space, Teaching, mean_divergences
-from pml_s2sd.similarity import Similarity
+from pml_s2sd._similarity import Similarity
+from pml_s2sd.distillation import Comparison, Teaching, mean_divergences
 
 D = Similarity(CosineSimilarity())
 
@@ -19,7 +19,7 @@ D = Similarity(CosineSimilarity())
 def distil(rows: int) -> None:
     z = torch.randn(rows, 32, requires_grad=True)
     prepared = [D.prepare(x) for x in (z, *(torch.randn(rows, d) for d in (64, 96, 128, 160)))]
-    student, *teachers = [Space(x, x) for x in prepared]
+    student, *teachers = [Comparison(x, x) for x in prepared]
     sum(mean_divergences(D, student, [Teaching(teachers)], temperature=0.1)).backward()
 
 

@@ -21,8 +21,7 @@ from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_ind
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from pml_s2sd import S2SDEmbedder, S2SDLoss, s2sd
-from pml_s2sd.shared_cosine import CosineWithItself
+from pml_s2sd import S2SDEmbedder, S2SDLoss, _shared_similarities, s2sd
 
 BATCH, FEATURES, STEPS = 12, 7, 3
 UNEVEN = {2: [7, 5], 3: [5, 4, 3]}
@@ -31,18 +30,18 @@ AUX_SIZES = {"DSD": (6,)}
 
 @contextlib.contextmanager
 def counting() -> Iterator[tuple[list[torch.Size], list[torch.Size]]]:
-    """The shapes of batches of which similarities are computed, by `CosineWithItself` and by PML.
+    """The shapes of batches of which similarities are computed, by `SharedCosine` and by PML.
 
     For one case only: torch.compile would trace the lists, and compile anew as they grow.
     """
     shared, by_pml = [], []
-    forward, compute_mat = CosineWithItself.forward, CosineSimilarity.compute_mat
-    CosineWithItself.forward = staticmethod(lambda ctx, x: shared.append(x.shape) or forward(ctx, x))
+    cosines, compute_mat = _shared_similarities.cosines, CosineSimilarity.compute_mat
+    _shared_similarities.cosines = lambda x: shared.append(x.shape) or cosines(x)
     CosineSimilarity.compute_mat = lambda self, x, ref: by_pml.append(x.shape) or compute_mat(self, x, ref)
     try:
         yield shared, by_pml
     finally:
-        CosineWithItself.forward = staticmethod(forward)
+        _shared_similarities.cosines = cosines
         del CosineSimilarity.compute_mat  # inherited
 
 

@@ -13,9 +13,10 @@ from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 
-from pml_s2sd import neighbours
-from pml_s2sd.accuracy import RetrievalAccuracyCalculator
-from pml_s2sd.neighbours import ApproximateKNN
+from pml_s2sd import S2SDEmbeddings
+from pml_s2sd.evaluation import neighbours
+from pml_s2sd.evaluation.accuracy import RetrievalAccuracyCalculator
+from pml_s2sd.evaluation.neighbours import ApproximateKNN
 
 CPU = torch.device("cpu")
 WAYS = {"mean": {}, "mean of classes": {"avg_of_avgs": True}, "classes": {"return_per_class": True}}
@@ -24,6 +25,14 @@ BY_QUERY = [
     *("mean_reciprocal_rank", "mean_average_precision_at_1000", "recall_at_1", "recall_at_3", "recall_at_10"),
 ]
 PML = [*BY_QUERY[:5], "NMI", "AMI"]
+
+
+ALL_DTYPES = [
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32),
+    *(torch.uint64, torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *("bool", "int8", "uint16", "uint64", "int64", "float16", "float64", ">i4", ">f8"),
+]
+"""Of torch, and by name of numpy; two of them in the other order of bytes."""
 
 
 def calculator(*include, recall_at=(1, 3, 10), **options):
@@ -261,3 +270,108 @@ def test_bad_input_is_named():
         one.get_accuracy(x.clone().index_fill_(0, torch.tensor([1, 4]), torch.nan), labels)
     with pytest.raises(ValueError, match="the first len"):
         one.get_accuracy(x, labels, x.flip(0), labels, True)
+    with pytest.raises(ValueError, match="the first len"):
+        one.get_accuracy(x, labels, x, labels.flip(0), True)
+    with pytest.raises(ValueError, match="reference_labels are given without reference"):
+        one.get_accuracy(x, labels, None, labels)
+    with pytest.raises(ValueError, match=r"metrics, recall_at_1; got \('recall_at_3',\) and"):
+        one.get_accuracy(x, labels, include=("recall_at_3",))
+    with pytest.raises(ValueError, match=r"sequences of this calculator's metrics.* got 'recall_at_1' and"):
+        one.get_accuracy(x, labels, include="recall_at_1")
+    with pytest.raises(TypeError, match=r"query must be embeddings, numbers of shape \(N, d\), got list of str_"):
+        one.get_accuracy([["a"]] * 6, labels)
+    with pytest.raises(ValueError, match="query holds 1 embeddings of 6 that are NaN or infinite"):  # in float32
+        one.get_accuracy(torch.diag(torch.tensor([1e300, 0, 0, 0, 0, 0], dtype=torch.float64)), labels)
+
+
+@pytest.mark.parametrize("wrap", [lambda labels: labels, lambda labels: labels[:, None]], ids=["(N,)", "(N, 1)"])
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+def test_labels_of_every_dtype_are_the_same_classes(dtype, wrap):
+    """As queries', as references', and of another dtype than the others'; every metric."""
+    x, other = torch.randn(40, 4), torch.randn(50, 4)
+    labels, of_other = torch.arange(40) % 2, torch.arange(50) % 2
+    every = calculator()
+    expected = every.get_accuracy(x, labels), every.get_accuracy(x, labels, other, of_other)
+    convert = (lambda a: a.to(dtype)) if isinstance(dtype, torch.dtype) else (lambda a: a.numpy().astype(dtype))
+    assert every.get_accuracy(x, wrap(convert(labels))) == expected[0]
+    for query, reference in ((convert, convert), (convert, torch.Tensor.int), (torch.Tensor.int, convert)):
+        assert every.get_accuracy(x, wrap(query(labels)), other, wrap(reference(of_other))) == expected[1]
+    if str(dtype) != "torch.bfloat16":
+        pml = AccuracyCalculator(device=CPU, k="max_bin_count")
+        native = not isinstance(dtype, str) or dtype not in (">i4", ">f8")
+        theirs = pml.get_accuracy(x, convert(labels) if native else labels)
+        assert theirs["precision_at_1"] == pytest.approx(expected[0]["precision_at_1"], abs=1e-12)
+
+
+def test_lists_and_embeddings_of_all_spaces_are_taken():
+    x, labels = torch.randn(12, 4), torch.arange(12) // 3
+    one = calculator("recall_at_1", "r_precision", "effective_rank")
+    expected = one.get_accuracy(x, labels)
+    assert one.get_accuracy(x.tolist(), labels.tolist()) == expected
+    assert one.get_accuracy(x.numpy()[::-1], labels.numpy()[::-1]) == pytest.approx(expected)
+    assert one.get_accuracy(S2SDEmbeddings(x, (), x), labels) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint64, torch.float64, torch.int32, torch.uint32])
+def test_large_labels_of_every_wide_dtype_are_told_apart(dtype):
+    x = torch.tensor([[0.0], [0.1], [5.0], [5.1]])
+    labels = (torch.tensor([0, 1, 0, 1]) + 2**24).to(dtype)
+    assert calculator("recall_at_1").get_accuracy(x, labels) == {"recall_at_1": 0.0}
+    if dtype in (torch.int64, torch.uint64):
+        assert calculator("recall_at_1").get_accuracy(x, (labels.long() + 2**60).to(dtype)) == {"recall_at_1": 0.0}
+
+
+def test_reference_labels_count_where_the_references_are_the_queries():
+    x, labels, others = torch.randn(40, 4), torch.arange(40) // 4, torch.randint(0, 10, (40,))
+    given = {"include": ("precision_at_1", "r_precision")}
+    found = calculator(*given["include"]).get_accuracy(x, labels, x, others)
+    assert found == calculator(*given["include"]).get_accuracy(x, labels, x.clone(), others)
+    expected = AccuracyCalculator(**given, device=CPU, k="max_bin_count").get_accuracy(x, labels, x, others)
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert found != calculator(*given["include"]).get_accuracy(x, labels, x, labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a", "a", "b", "b"], r"query_labels must be numbers, .* got list of str_; number .*numpy.unique"),
+        (np.array(["a", "b", None, "b"], dtype=object), "query_labels must be numbers, .* got ndarray of str"),
+        (None, "query_labels must be numbers, .* got None"),
+        (torch.ones(4, dtype=torch.complex64), "query_labels must be numbers, .* got Tensor of complex64"),
+        (torch.tensor([0, 0, 1, torch.nan]), "query_labels holds NaN, which is no class; leave these samples out"),
+        (np.array([0, 1, 0, 2**63], dtype=np.uint64), "query_labels holds labels of 2⁶³ and above"),
+        (torch.tensor(3), r"query_labels must have shape \(N,\), .* got shape \(\)"),
+        (torch.ones(4, 2, 2), r"query_labels must have shape \(N,\), .* got shape \(4, 2, 2\)"),
+        (torch.ones(4, 2), "there are 2 labels a sample, which label_comparison_fn has to compare"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels, message):
+    one = calculator("recall_at_1", "f1")
+    before = one.curr_function_dict
+    with pytest.raises((TypeError, ValueError), match=message):
+        one.get_accuracy(torch.randn(4, 2), labels, include=("f1",))
+    assert one.curr_function_dict is before
+
+
+def test_the_advice_for_names_works_over_queries_and_references():
+    names, others = ["b", "a", "b", "a"], ["a", "c", "b"]
+    numbers = np.unique([*names, *others], return_inverse=True)[1]
+    x = torch.tensor([[1.0], [0.0], [1.1], [0.1], [0.05], [9.0], [1.05]])
+    found = calculator("recall_at_1").get_accuracy(x[:4], numbers[:4], x[4:], numbers[4:])
+    assert found == {"recall_at_1": 1.0}
+
+
+def test_several_labels_a_sample_are_compared_by_the_users_function():
+    x, labels = torch.randn(12, 3), torch.stack([torch.arange(12) // 4, torch.arange(12)], dim=1)
+
+    def same_first(a, b):
+        return a[..., 0] == b[..., 0]
+
+    metrics = ("recall_at_1", "precision_at_1", "effective_rank")
+    found = calculator(*metrics, label_comparison_fn=same_first).get_accuracy(x, labels)
+    assert found == calculator(*metrics).get_accuracy(x, labels[:, 0])
+    assert calculator("effective_rank").get_accuracy(x, labels) == {"effective_rank": found["effective_rank"]}
+    with pytest.raises(ValueError, match="embedding_density needs one label a sample, got 2; exclude it"):
+        calculator("embedding_density", label_comparison_fn=same_first).get_accuracy(x, labels)
+    with pytest.raises(ValueError, match=r"as many columns, got shapes \(12, 2\) and \(12,\)"):
+        calculator("recall_at_1", label_comparison_fn=same_first).get_accuracy(x, labels, x.clone(), labels[:, 0])

@@ -8,10 +8,10 @@ from formula import kl
 from plain_objective import BatchContrastive
 from pytorch_metric_learning import losses, miners
 
-from pml_s2sd import S2SDEmbedder, S2SDEmbeddings, S2SDLoss, distillation, s2sd
-from pml_s2sd.advantage import Advantage, reciprocal_ranks
-from pml_s2sd.balance import Balance
-from pml_s2sd.loss import AUTO_RATIO
+from pml_s2sd import S2SDEmbedder, S2SDEmbeddings, S2SDLoss, _distillation_in_blocks, distillation, s2sd
+from pml_s2sd._automatic_weights import RATIO
+from pml_s2sd._gradient_balance import GradientBalance
+from pml_s2sd._teacher_selection import TeacherSelection, reciprocal_ranks
 
 LABELS = torch.arange(12) // 2
 
@@ -25,9 +25,7 @@ def make(variant="MSD", **options):
 
 
 def follow_all(loss_func, weights=(0.5, 0.5)):
-    loss_func.advantage.forward = lambda *_, **__: torch.tensor(weights)
-    if loss_func.feature_advantage is not None:
-        loss_func.feature_advantage.forward = lambda *_, **__: torch.ones(1)
+    loss_func.weights.selection.forward = lambda *_, **__: torch.tensor(weights)
 
 
 def gradients(embedder, loss_func, x, scale=1.0):
@@ -60,7 +58,7 @@ def test_the_gradient_is_the_objectives_and_as_much_of_the_distillations(weights
     loss_func(S2SDEmbeddings(z, batch.aux, batch.features), LABELS).backward()
 
     g, from_aux = gradients_apart(loss_func, batch)
-    weight = AUTO_RATIO * g.norm() / from_aux.norm()  # of a term that is sum(weights) of the mean over teachers
+    weight = RATIO * g.norm() / from_aux.norm()  # of a term that is sum(weights) of the mean over teachers
     torch.testing.assert_close(z.grad, g + weight * sum(weights) * from_aux, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(loss_func.terms["distill_weight"], weight, rtol=1e-4, atol=0)
 
@@ -92,35 +90,13 @@ def test_when_no_teacher_is_better_the_step_is_the_objectives_alone():
 
 
 def test_the_value_is_the_sum_of_the_terms():
-    embedder, loss_func, x = make("MSDF", feature_delay=0)
+    embedder, loss_func, x = make("MSDF", feature_delay=0, feature_weight=3.0)
     follow_all(loss_func)
     value = loss_func(embedder(x), LABELS)
     t = loss_func.terms
-    torch.testing.assert_close(value.detach(), t["base"] + t["aux"] + t["distill"] + t["feature"])
+    torch.testing.assert_close(value.detach(), t["base"] + t["aux"] + t["distill"] + 3 * t["feature"])
     value.backward()
-    assert t["feature_weight"] > 0 and t["distill_weight"] > 0
-
-
-def test_features_that_retrieve_no_better_are_not_followed():
-    embedder, loss_func, x = make("MSDF", feature_delay=0)
-    aux = tuple(a.detach() for a in embedder(x).aux)
-    right = torch.eye(16)[LABELS]
-    for z, features, followed in ((right[:, :4], x, False), (x[:, :4], right, True)):
-        loss_func.feature_advantage.scores.zero_()
-        student = z.clone().requires_grad_()
-        loss_func(S2SDEmbeddings(student, aux, features), LABELS).backward()
-        assert (loss_func.terms["feature_weight"] > 0) == followed
-
-
-def test_each_automatic_term_is_balanced_apart():
-    embedder, loss_func, x = make("MSDF", feature_delay=0)
-    follow_all(loss_func)
-    batch = embedder(x)
-    z = batch.embeddings.detach().requires_grad_()
-    loss_func(S2SDEmbeddings(z, batch.aux, batch.features), LABELS).backward()
-    g, *of_terms = gradients_apart(loss_func, batch)
-    expected = g + sum(AUTO_RATIO * g.norm() / of_term.norm() * of_term for of_term in of_terms)
-    torch.testing.assert_close(z.grad, expected, rtol=1e-4, atol=1e-7)
+    assert t["distill_weight"] > 0
 
 
 def test_a_fixed_weight_beside_an_automatic_one_is_that_weight():
@@ -131,7 +107,7 @@ def test_a_fixed_weight_beside_an_automatic_one_is_that_weight():
     loss_func(S2SDEmbeddings(z, batch.aux, batch.features), LABELS).backward()
     g, from_aux, from_features = gradients_apart(loss_func, batch)
     torch.testing.assert_close(
-        z.grad, g + AUTO_RATIO * g.norm() / from_aux.norm() * from_aux + 3.0 * from_features, rtol=1e-4, atol=1e-7
+        z.grad, g + RATIO * g.norm() / from_aux.norm() * from_aux + 3.0 * from_features, rtol=1e-4, atol=1e-7
     )
     assert "feature_weight" not in loss_func.terms
 
@@ -142,8 +118,8 @@ def test_the_defaults_that_come_with_it_and_the_papers():
     assert (loss_func.temperature, loss_func.include_diagonal) == (0.05, False)
     embedder, loss_func = s2sd(losses.MultiSimilarityLoss(), 16, 4, "MSD")
     assert len(embedder.aux_heads[0]) == 3 and embedder.aux_gradient
-    assert (loss_func.temperature, loss_func.include_diagonal, loss_func.balance) == (1.0, True, None)
-    assert "advantage.scores" not in loss_func.state_dict()
+    assert (loss_func.temperature, loss_func.include_diagonal) == (1.0, True)
+    assert set(loss_func.state_dict()) == {"calls", "_extra_state"}
 
 
 def test_heads_that_make_poor_teachers_are_warned_of(recwarn):
@@ -182,20 +158,25 @@ def test_scores_are_the_mean_reciprocal_rank_by_a_plain_loop(first_self):
     start = first_self or 0
     labels = ref_labels[start : start + rows] if first_self is not None else torch.tensor([0, 1, 2, 3, 4, 9])
     D = torch.randn(rows, 9).round(decimals=0)  # with ties
-    found = reciprocal_ranks(D, labels, ref_labels, first_self)
+    columns = torch.full((rows,), -1) if first_self is None else first_self + torch.arange(rows)
+    found = reciprocal_ranks(D, labels, ref_labels, columns)
     own = (lambda b: b + first_self) if first_self is not None else (lambda b: None)
     torch.testing.assert_close(found, torch.tensor(plain_reciprocal_ranks(D, labels, ref_labels, own)).float())
 
 
 def test_only_better_teachers_are_followed_and_the_mean_runs_on():
-    advantage = Advantage(2)
+    selection = TeacherSelection(2)
     right = (LABELS[:, None] == LABELS).float()
     unsure = torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
-    assert advantage([unsure, right, -right], LABELS, LABELS, 0).tolist() == [1.0, 0.0]
-    before = advantage.scores.clone()
-    assert advantage([right, unsure, unsure], LABELS, LABELS, 0).tolist() == [1.0, 0.0]  # one batch does not turn it
-    torch.testing.assert_close(advantage.scores[0], 0.98 * before[0] + 0.02)
-    assert Advantage(1)([right, right], LABELS, LABELS, 0).tolist() == [0.0]
+    assert selection([unsure, right, -right], LABELS, LABELS, torch.arange(12)).tolist() == [1.0, 0.0]
+    of_unsure = selection.scores[0].clone()
+    for _ in range(2):
+        selection([unsure, right, -right], LABELS, LABELS, torch.arange(12))
+    # one batch of several does not turn it
+    assert selection([right, unsure, unsure], LABELS, LABELS, torch.arange(12)).tolist() == [1.0, 0.0]
+    past = 0.98 + 0.98**2 + 0.98**3
+    torch.testing.assert_close(selection.scores[0], (past * of_unsure + 1) / (past + 1))
+    assert TeacherSelection(1)([right, right], LABELS, LABELS, torch.arange(12)).tolist() == [0.0]
 
 
 @pytest.mark.parametrize(
@@ -209,83 +190,83 @@ def test_only_better_teachers_are_followed_and_the_mean_runs_on():
     ],
 )
 def test_a_small_lead_is_not_followed_and_a_larger_one_in_part(scores, weights):
-    advantage = Advantage(2)
-    advantage.scores.copy_(torch.tensor(scores))
+    selection = TeacherSelection(2)
+    selection.sums.copy_(torch.stack([torch.tensor(scores), torch.ones(3)], dim=1))
     lone = torch.arange(12)  # no pair: the scores stay
-    found = advantage([torch.randn(12, 12)] * 3, lone, lone, 0)
+    found = selection([torch.randn(12, 12)] * 3, lone, lone, torch.arange(12))
     torch.testing.assert_close(found, torch.tensor(weights), rtol=1e-4, atol=1e-6)
 
 
-def test_a_collapsed_space_has_no_advantage():
+def test_a_collapsed_space_is_not_followed():
     unsure = torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
-    assert Advantage(1)([unsure, torch.ones(12, 12)], LABELS, LABELS, 0).tolist() == [0.0]
+    assert TeacherSelection(1)([unsure, torch.ones(12, 12)], LABELS, LABELS, torch.arange(12)).tolist() == [0.0]
 
 
-def test_a_space_that_is_not_a_number_has_no_advantage_in_that_step_and_after():
+def test_a_space_that_is_not_a_number_is_not_followed_in_that_step_and_after():
     unsure = torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
-    advantage = Advantage(1)
-    assert advantage([unsure, torch.full((12, 12), torch.nan)], LABELS, LABELS, 0).tolist() == [0.0]
-    assert advantage([unsure, torch.zeros(12, 12)], LABELS, LABELS, 0).tolist() == [0.0]
+    selection = TeacherSelection(1)
+    assert selection([unsure, torch.full((12, 12), torch.nan)], LABELS, LABELS, torch.arange(12)).tolist() == [0.0]
+    assert selection([unsure, torch.zeros(12, 12)], LABELS, LABELS, torch.arange(12)).tolist() == [0.0]
 
 
 def test_scores_are_where_the_similarities_are():
     """Also when nobody moved the loss: PML's own losses need no moving."""
     D, labels = torch.empty(4, 4, device="meta"), torch.arange(4) // 2
-    advantage = Advantage(1)
-    assert advantage([D, D], labels, labels, first_self=0).device.type == "meta"
-    assert advantage.scores.device.type == "meta"
+    selection = TeacherSelection(1)
+    assert selection([D, D], labels, labels, torch.arange(4)).device.type == "meta"
+    assert selection.scores.device.type == "meta"
 
 
 def test_scores_run_on_in_float32_in_a_loss_of_half_precision():
     right = (LABELS[:, None] == LABELS).float()
-    advantages = Advantage(1), Advantage(1).to(torch.bfloat16)
-    for advantage in advantages:
-        advantage([-right, right], LABELS, LABELS, 0)
+    selections = TeacherSelection(1), TeacherSelection(1).to(torch.bfloat16)
+    for selection in selections:
+        selection([-right, right], LABELS, LABELS, torch.arange(12))
         for _ in range(300):  # towards the opposite, in steps that bfloat16 would round off
-            advantage([right, -right], LABELS, LABELS, 0)
-    assert torch.equal(*(advantage.scores for advantage in advantages))
-    assert advantages[0].scores[0] > 0.99
+            selection([right, -right], LABELS, LABELS, torch.arange(12))
+    assert torch.equal(*(selection.scores for selection in selections))
+    assert selections[0].scores[0] > 0.99
 
 
 def test_a_batch_without_a_pair_does_not_count():
-    advantage = Advantage(1)
+    selection = TeacherSelection(1)
     right = (LABELS[:, None] == LABELS).float()
-    advantage([-right, right], LABELS, LABELS, 0)
-    before = advantage.scores.clone()
+    selection([-right, right], LABELS, LABELS, torch.arange(12))
+    before = selection.scores.clone()
     lone = torch.arange(12)
-    assert advantage([right, -right], lone, lone, 0).tolist() == [1.0]
-    assert torch.equal(advantage.scores, before)
+    assert selection([right, -right], lone, lone, torch.arange(12)).tolist() == [1.0]
+    assert torch.equal(selection.scores, before)
 
 
 @pytest.mark.parametrize("blocks", [False, True])
 def test_teachers_are_weighed_once_by_the_similarities_that_are_distilled(blocks, monkeypatch):
     if blocks:
-        monkeypatch.setattr(distillation, "PLAIN_ENTRIES", 0)
-        monkeypatch.setattr(distillation, "BLOCK_ENTRIES", 12 * 5)  # five rows at a time
+        monkeypatch.setattr(distillation, "WHOLE_ENTRIES", 0)
+        monkeypatch.setattr(_distillation_in_blocks, "BLOCK_ENTRIES", 12 * 5)  # five rows at a time
     embedder, loss_func, x = make()
     weighed = []
-    weigh = loss_func.advantage.forward
-    loss_func.advantage.forward = lambda D, **known: weighed.append(D) or weigh(D, **known)
+    weigh = loss_func.weights.selection.forward
+    loss_func.weights.selection.forward = lambda D, *classes, **known: weighed.append(D) or weigh(D, *classes, **known)
     batch = embedder(x)
     loss_func(batch, LABELS)
     (found,) = weighed
     for D, space in zip(found, (batch.embeddings, *batch.aux), strict=True):
         unit = torch.nn.functional.normalize(space)
-        torch.testing.assert_close(D, (unit @ unit.T)[: 5 if blocks else 12])
+        torch.testing.assert_close(D, (unit @ unit.T)[:: 3 if blocks else 1])  # as many as a block has, spread evenly
 
 
 def test_the_balance_of_nothing_is_nothing():
-    balance = Balance(1.0)
+    balance = GradientBalance(1.0)
     x = torch.ones(2, 3, requires_grad=True)
-    first, (second,) = balance.split(x, 1)
+    first, second = balance.split(x)
     (first.sum() + 0 * second.sum()).backward()
-    assert torch.equal(x.grad, torch.ones(2, 3)) and balance.weights.tolist() == [0.0]
+    assert torch.equal(x.grad, torch.ones(2, 3)) and balance.weight == 0
 
 
 def test_low_precision_gradients_are_balanced_in_float32():
-    balance = Balance(1.0)
+    balance = GradientBalance(1.0)
     x = torch.ones(64, 64, dtype=torch.float16, requires_grad=True)
-    first, (second,) = balance.split(x, 1)
+    first, second = balance.split(x)
     (60000 * first.mean() + 100 * second.sum()).backward()  # squares overflow float16
     expected = 2 * 60000 / 64**2
     torch.testing.assert_close(x.grad.float(), torch.full((64, 64), expected), rtol=2e-3, atol=0)
@@ -339,15 +320,52 @@ def test_a_fixed_weight_beside_an_automatic_one_reaches_references():
 
 @pytest.mark.parametrize("ref_labels", [LABELS, LABELS.clone()], ids=["the same labels", "a copy of them"])
 def test_the_batch_as_its_own_reference_teaches_as_it_does_without(ref_labels):
-    embedder, loss_func, x = make("MSDF", feature_delay=0, feature_weight="auto")
+    embedder, loss_func, x = make("MSDF", feature_delay=0, feature_weight=3.0)
     batch = embedder(x)
     loss_func(batch, LABELS)
-    without = loss_func.terms, loss_func.advantage.scores.clone()
-    loss_func.advantage.scores.zero_()
+    without = loss_func.terms, loss_func.weights.selection.scores
+    loss_func.weights.selection.sums.zero_()
     loss_func(batch, LABELS, ref_emb=batch, ref_labels=ref_labels)
     for term in ("distill", "feature"):
         torch.testing.assert_close(loss_func.terms[term], without[0][term], rtol=0, atol=0)
-    assert torch.equal(loss_func.advantage.scores, without[1])
+    assert torch.equal(loss_func.weights.selection.scores, without[1])
+
+
+def scores_with(references):
+    embedder, loss_func, x = make()
+    batch, others = embedder(x), embedder(torch.randn(8, 16, generator=torch.Generator().manual_seed(5)))
+    loss_func(batch, LABELS, **references(batch, others))
+    return loss_func.weights.selection.scores, loss_func.terms["distill"]
+
+
+@pytest.mark.parametrize(
+    "copies",
+    [lambda batch: batch[:], lambda batch: batch.detach(), lambda batch: batch.clone().detach()],
+    ids=["a slice", "detached", "a copy"],
+)
+def test_a_sample_is_not_its_own_neighbour_among_references(copies):
+    """It would be found first in every space, so that no space were ever better."""
+    alone = scores_with(lambda batch, others: {})
+    found = scores_with(lambda batch, others: {"ref_emb": copies(batch), "ref_labels": LABELS.clone()})
+    torch.testing.assert_close(found, alone)
+    assert (found[0] < 1).all()
+
+
+def test_nor_among_those_of_a_queue():
+    others_labels = torch.arange(8) % 6
+
+    def queue(batch, others):
+        return {"ref_emb": torch.cat([others, batch.detach()]), "ref_labels": torch.cat([others_labels, LABELS])}
+
+    found, _ = scores_with(queue)
+    embedder, _, x = make()
+    batch, others = embedder(x), embedder(torch.randn(8, 16, generator=torch.Generator().manual_seed(5)))
+    for score, own, more in zip(found, (batch.embeddings, *batch.aux), (others.embeddings, *others.aux), strict=True):
+        own, more = torch.nn.functional.normalize(own), torch.nn.functional.normalize(more)
+        total, rows = plain_reciprocal_ranks(
+            own @ torch.cat([more, own]).T, LABELS, torch.cat([others_labels, LABELS]), lambda b: 8 + b
+        )
+        torch.testing.assert_close(score.item(), total / rows, rtol=1e-5, atol=0)
 
 
 def test_without_labels_a_sample_and_its_other_view_are_of_one_class():
@@ -359,17 +377,14 @@ def test_without_labels_a_sample_and_its_other_view_are_of_one_class():
     unit = [torch.nn.functional.normalize(x) for x in (batch.embeddings, *batch.aux)]
     of_ref = [torch.nn.functional.normalize(x) for x in (ref.embeddings, *ref.aux)]
     views = torch.arange(12)
-    for score, x, y in zip(loss_func.advantage.scores, unit, of_ref, strict=True):
+    for score, x, y in zip(loss_func.weights.selection.scores, unit, of_ref, strict=True):
         total, rows = plain_reciprocal_ranks(x @ y.T, views, views, lambda b: None)
         torch.testing.assert_close(score.item(), total / rows, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("weights", [{}, {"distill_weight": 0.0, "feature_weight": "auto"}])
-def test_who_retrieves_better_has_to_be_told_from_labels(weights):
+def test_who_retrieves_better_has_to_be_told_from_labels():
     torch.manual_seed(0)
-    embedder, loss_func = s2sd(
-        BatchContrastive(), 16, 4, "MSDF", aux_sizes=(6,), **{"distill_weight": "auto", **weights}
-    )
+    embedder, loss_func = s2sd(BatchContrastive(), 16, 4, "MSDF", aux_sizes=(6,), distill_weight="auto")
     batch = embedder(torch.randn(12, 16))
     pairs = (torch.tensor([0]), torch.tensor([1]), torch.tensor([0]), torch.tensor([2]))
     for given in ({}, {"ref_emb": batch[:8]}, {"ref_emb": batch}, {"ref_emb": batch[:], "indices_tuple": pairs}):
@@ -391,4 +406,4 @@ def test_a_resumed_run_knows_its_scores():
     loss_func(embedder(x), LABELS)
     _, other, _ = make(miner=miners.MultiSimilarityMiner())
     other.load_state_dict(loss_func.state_dict())
-    assert torch.equal(other.advantage.scores, loss_func.advantage.scores)
+    assert torch.equal(other.weights.selection.scores, loss_func.weights.selection.scores)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pytorch_metric_learning.utils.inference import FaissKMeans
 
-from pml_s2sd.clustering import KMeans, pairwise_f1
+from pml_s2sd.evaluation.clustering import KMeans, pairwise_f1
 
 
 @pytest.mark.filterwarnings("ignore")

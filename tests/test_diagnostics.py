@@ -8,9 +8,10 @@ from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 from torch.utils.data import DataLoader, TensorDataset
 
-from pml_s2sd import S2SDEmbedder, S2SDEmbeddings, diagnostics, s2sd
-from pml_s2sd.accuracy import RetrievalAccuracyCalculator
-from pml_s2sd.diagnostics import diagnose, embed_spaces
+from pml_s2sd import S2SDEmbedder, S2SDEmbeddings, s2sd
+from pml_s2sd.evaluation import diagnostics
+from pml_s2sd.evaluation.accuracy import RetrievalAccuracyCalculator
+from pml_s2sd.evaluation.diagnostics import diagnose, embed_spaces
 
 ROWS = 40
 

@@ -11,28 +11,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance, SNRDistance
 
-from pml_s2sd import distillation
-from pml_s2sd.distillation import Space, Teaching, mean_divergences
-from pml_s2sd.similarity import Similarity
+from pml_s2sd import _distillation_in_blocks, distillation
+from pml_s2sd._similarity import Similarity
+from pml_s2sd.distillation import Comparison, Teaching, columns_of_copies, mean_divergences
 
 cosine = Similarity(CosineSimilarity())
 
 
 def space(x, ref=None, D=cosine):
     x = D.prepare(x)
-    return Space(x, x if ref is None else D.prepare(ref))
+    return Comparison(x, x if ref is None else D.prepare(ref))
 
 
-def distil(student, teacher, temperature, student_ref=None, teacher_ref=None, first_self=None):
+def distil(student, teacher, temperature, student_ref=None, teacher_ref=None, self_columns=None):
     group = Teaching([space(teacher, teacher_ref)])
-    return mean_divergences(cosine, space(student, student_ref), [group], temperature, first_self)[0]
+    return mean_divergences(cosine, space(student, student_ref), [group], temperature, self_columns)[0]
 
 
 @pytest.fixture
 def in_blocks(monkeypatch):
     """Every matrix is handled in blocks, of about seven entries."""
-    monkeypatch.setattr(distillation, "PLAIN_ENTRIES", 0)
-    monkeypatch.setattr(distillation, "BLOCK_ENTRIES", 7)
+    monkeypatch.setattr(distillation, "WHOLE_ENTRIES", 0)
+    monkeypatch.setattr(_distillation_in_blocks, "BLOCK_ENTRIES", 7)
 
 
 def random_batch(rows, columns, seed, dtype=torch.float64):
@@ -86,7 +86,7 @@ def test_mean_over_the_teachers_of_each_group():
 @given(st.integers(2, 7), columns, columns, temperatures, seeds)
 def test_without_the_diagonal_the_softmax_is_over_the_others(B, d, d_t, T, seed):
     z, t = random_batch(B, d, seed).requires_grad_(), random_batch(B, d_t, seed + 1)
-    found = distil(z, t, T, first_self=0)
+    found = distil(z, t, T, self_columns=torch.arange(B))
     expected = 0.0
     for b in range(B):
         others = [r for r in range(B) if r != b]
@@ -102,8 +102,27 @@ def test_the_weights_are_those_of_each_teacher():
     torch.testing.assert_close(found, [0.3 * kl(z, teachers[0], 0.5) + 0.9 * kl(z, teachers[1], 0.5)])
 
 
-def weigh(similarities):
+def weigh(similarities, rows):
     return torch.tensor([0.3, 0.9])[: len(similarities) - 1]
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows, rows, st.integers(2, 9), seeds)
+def test_copies_are_found_wherever_they_are_and_nothing_else_is(B, R, d, seed):
+    x, others = random_batch(B, d, seed, torch.float32), random_batch(R, d, seed + 1, torch.float32)
+    order = torch.randperm(B + R, generator=torch.Generator().manual_seed(seed))
+    ref = torch.cat([x, others])[order]
+    assert columns_of_copies(x, ref).tolist() == [order.tolist().index(b) for b in range(B)]
+    assert columns_of_copies(x, others).tolist() == [-1] * B
+    assert columns_of_copies(x, 1.01 * x).tolist() == [-1] * B
+
+
+def test_only_the_named_columns_are_left_out():
+    z, t = random_batch(3, 4, 0), random_batch(3, 5, 1)
+    found = distil(z, t, 0.5, self_columns=torch.tensor([2, -1, 0]))
+    expected = kl(z[[0]], t[[0]], 0.5, z[[0, 1]], t[[0, 1]]) + kl(z[[1]], t[[1]], 0.5, z, t)
+    expected = expected + kl(z[[2]], t[[2]], 0.5, z[[1, 2]], t[[1, 2]])
+    torch.testing.assert_close(found, expected / 3)
 
 
 DISTANCES = {
@@ -123,7 +142,7 @@ def test_blocks_give_the_plain_value_and_gradient(
     distance, R, teachers_sizes, left_out, weighted, in_blocks, monkeypatch
 ):
     given = [(sizes, weigh if weighted else None) for sizes in teachers_sizes]
-    first_self = 0 if left_out and R is None else None
+    self_columns = torch.arange(8) if left_out and R is None else None
     D = Similarity(DISTANCES[distance])
     samples = [random_batch(8, d, d) for d in (3, 4, 5, 6)]
     refs = [None if R is None else random_batch(R, d, 10 + d) for d in (3, 4, 5, 6)]
@@ -132,13 +151,13 @@ def test_blocks_give_the_plain_value_and_gradient(
         z = samples[0].clone().requires_grad_()
         z_ref = None if R is None else refs[0].clone().requires_grad_()
         groups = [Teaching([space(samples[d - 3], refs[d - 3], D) for d in sizes], w) for sizes, w in given]
-        values = mean_divergences(D, space(z, z_ref, D), groups, 0.3, first_self)
+        values = mean_divergences(D, space(z, z_ref, D), groups, 0.3, self_columns)
         inputs = [z] if R is None else [z, z_ref]
         weighted = sum((k + 2) * value for k, value in enumerate(values))
         return values, torch.autograd.grad(weighted, inputs)
 
     found = values_and_gradients()
-    monkeypatch.setattr(distillation, "PLAIN_ENTRIES", 1000)
+    monkeypatch.setattr(distillation, "WHOLE_ENTRIES", 1000)
     torch.testing.assert_close(found, values_and_gradients(), rtol=1e-9, atol=1e-12)
 
 

@@ -4,8 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from pml_s2sd.accuracy import RetrievalAccuracyCalculator
+from pml_s2sd.evaluation import RetrievalAccuracyCalculator
+from pml_s2sd.evaluation._exported_model import load_exported_model
+from pml_s2sd.report import read_run
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -25,10 +28,30 @@ def test_evaluation(tmp_path, monkeypatch, capsys):
     assert names["found"]["recall_at_1"] == 1.0
     assert names["hnsw"].recall == 1.0
     assert names["approximate"]["recall_at_1"] == 1.0
-    assert (tmp_path / "model.pt2").exists()
+    for name in ("model.pt2", "model.onnx"):
+        exported = load_exported_model(tmp_path / name)
+        z = torch.nn.functional.normalize(exported.embed(names["images"]))
+        torch.testing.assert_close(z, names["x"], rtol=1e-4, atol=1e-5)
+    models = read_run(tmp_path / "runs" / "mine").models
+    assert models["msdfa"]["epochs"][1] == {"epoch": 2, "loss": 0.5, "precision_at_1": 1.0}
+    assert models["msdfa"].keys() == {"epochs", "precision_at_1", "r_precision", "effective_rank"}
+    assert names["page"] == Path("runs/mine/report.html")
+    assert f'data-value="{models["msdfa"]["effective_rank"]}"' in names["page"].read_text(encoding="utf-8")
     printed = capsys.readouterr().out
     assert re.search(r"^recall_at_1/base +1\.000$", printed, re.MULTILINE)
     assert re.search(r"^overlap/features +0\.\d\d\d$", printed, re.MULTILINE)
+
+
+def test_training():
+    torch.manual_seed(0)
+    names = {}
+    exec(compile(blocks("training.md"), "training.md", "exec"), names)
+    spaces = [names["loss_func"].base_loss, *names["loss_func"].aux_losses.values()]
+    assert [(memory.loss.neg_margin, memory.queue_idx, memory.embedding_size) for memory in spaces] == [
+        (0.5, 12, 8),
+        (0.5, 12, 16),
+        (0.5, 12, 32),
+    ]
 
 
 def test_every_metric_is_explained():

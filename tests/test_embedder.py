@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.utils import parametrizations, prune
 from torch.utils import _pytree as pytree
 
 from pml_s2sd import S2SDEmbedder, S2SDEmbeddings
@@ -62,6 +63,70 @@ def test_deploy_is_a_copy_and_leaves_training_as_it_was():
     assert not torch.equal(deployed.head.weight, embedder.head.weight)
 
 
+class Remembering(torch.nn.Module):
+    """Keeps what it computed last, graph and all."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.last = torch.nn.Linear(16, 4), {}
+
+    def forward(self, features):
+        self.last["z"] = [self.linear(features)]
+        return self.last["z"][0]
+
+
+def linear():
+    return torch.nn.Linear(16, 4)
+
+
+COMPUTED_WEIGHTS = {
+    "weight norm": lambda: torch.nn.utils.weight_norm(linear()),
+    "weight norm of all": lambda: torch.nn.utils.weight_norm(linear(), dim=None),
+    "weight norm inside": lambda: torch.nn.Sequential(
+        torch.nn.Linear(16, 8), torch.nn.GELU(), torch.nn.utils.weight_norm(torch.nn.Linear(8, 4, bias=False))
+    ),
+    "spectral norm": lambda: torch.nn.utils.spectral_norm(linear()),
+    "pruned": lambda: prune.l1_unstructured(linear(), "weight", 0.5),
+    "pruned twice": lambda: prune.random_structured(prune.l1_unstructured(linear(), "weight", 0.5), "weight", 1, dim=1),
+    "bias pruned": lambda: prune.l1_unstructured(linear(), "bias", 2),
+    "parametrized weight norm": lambda: parametrizations.weight_norm(linear()),
+    "parametrized spectral norm": lambda: parametrizations.spectral_norm(linear()),
+    "orthogonal": lambda: parametrizations.orthogonal(linear()),
+    "remembering": Remembering,
+    "lazy": lambda: torch.nn.LazyLinear(4),
+}
+
+
+def storages(module):
+    tensors = [tensor for part in module.modules() for tensor in [*vars(part).values(), *part.state_dict().values()]]
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors if isinstance(tensor, torch.Tensor)}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("make", COMPUTED_WEIGHTS.values(), ids=COMPUTED_WEIGHTS)
+def test_deploy_of_a_head_whose_weight_is_computed(make):
+    """The weight that a training step leaves in the head has a graph behind it."""
+    embedder = S2SDEmbedder(16, 4, (6,), head=make())
+    features = torch.randn(5, 16)
+
+    def train():
+        embedder.train()(features).embeddings.square().sum().backward()
+        with torch.no_grad():
+            for p in embedder.head.parameters():
+                p.sub_(0.1 * p.grad)
+        embedder(features)
+
+    train()
+    deployed = embedder.deploy()
+    assert embedder.head.training
+    expected = embedder.eval()(features)
+    assert torch.equal(deployed(features), expected)
+    assert not storages(deployed) & storages(embedder)
+    train()
+    assert torch.equal(deployed(features), expected)
+    assert not torch.equal(embedder.eval()(features), expected)
+
+
 def test_base_head_starts_like_the_plain_linear_layer_of_the_same_seed():
     torch.manual_seed(3)
     linear = torch.nn.Linear(16, 4)
@@ -88,6 +153,18 @@ def test_compiles_as_one_graph_with_gradients_in_every_head(aggregate_pooling):
     for gradient, p in zip(gradients, embedder.parameters(), strict=True):
         assert p.grad.abs().max() > 0
         torch.testing.assert_close(gradient, p.grad)
+
+
+def test_transforms_see_every_space():
+    """torch.func takes a batch for the pytree that it is."""
+    embedder = S2SDEmbedder(16, 4, (6,), aux_head="linear")
+    features = torch.randn(3, 5, 16)
+    stacked, expected = torch.func.vmap(embedder)(features), embedder(features.flatten(0, 1))
+    torch.testing.assert_close(stacked.aux[0].flatten(0, 1), expected.aux[0])
+    jacobian = torch.func.jacrev(lambda x: embedder(x[None])[0])(features[0, 0])
+    torch.testing.assert_close(jacobian.embeddings, embedder.head.weight)
+    torch.testing.assert_close(jacobian.aux[0], embedder.aux_heads[0].weight)
+    torch.testing.assert_close(jacobian.features, torch.eye(16))
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from results import METRICS, print_further_metrics, print_table, write_json
 from seeds import earlier_run, mean_and_deviation, results_of, summarize
 from train import OBJECTIVES, build, describe, evaluate, parse_arguments
 
-from pml_s2sd.program import load_program
-from pml_s2sd.runs import PERCENTAGES, PROPERTIES
+from pml_s2sd.evaluation._exported_model import load_exported_model
+from pml_s2sd.report.run_folder import PERCENTAGES, PROPERTIES
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -190,7 +190,7 @@ def test_train_and_seeds_on_a_folder_of_images(folder, tmp_path):
         assert len(record["singular_values"]) == min(results["data"]["test_images"], 32)
         assert record["train_seconds"] > 0
         assert record["latency_ms_per_image"] > 0
-        program = load_program(tmp_path / "small-seed0" / f"{variant}.pt2")
+        program = load_exported_model(tmp_path / "small-seed0" / f"{variant}.pt2")
         assert program.size == (32, 32)
         assert program.embed(torch.rand(3, 3, 32, 32)).shape == (3, 32)
     baseline, msdf = (results["models"][variant] for variant in ("baseline", "msdf"))

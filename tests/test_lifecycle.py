@@ -52,6 +52,36 @@ def test_gradients_of_micro_batches_add_up_and_each_counts_as_a_call():
     assert loss_func.calls == 4
 
 
+@pytest.mark.parametrize("weight", [3.0, "auto"])
+@pytest.mark.parametrize("objective", ["pairs", "proxies"])
+def test_cached_gradients_replayed_in_parts_are_those_of_the_whole_batch(objective, weight):
+    """GradCache, as its loop is written for a tensor: no part needs the graph of another."""
+    embedder, loss_func = made(OBJECTIVES[objective], distill_weight=weight, feature_weight=2.0, feature_delay=0)
+    _, expected = step(embedder, loss_func)
+    embedder, loss_func = made(OBJECTIVES[objective], distill_weight=weight, feature_weight=2.0, feature_delay=0)
+    parts = FEATURES.split(3)
+    with torch.no_grad():
+        batch = torch.cat([embedder(part) for part in parts])
+    batch = batch.detach().requires_grad_()
+    loss_func(batch, LABELS).backward()
+    for part, gradient in zip(parts, batch.grad.split(3), strict=True):
+        embedder(part).backward(gradient)
+    torch.testing.assert_close([p.grad for p in [*embedder.parameters(), *loss_func.parameters()]], expected)
+
+
+@pytest.mark.parametrize(
+    "halves",
+    [lambda batch: batch.split(4), lambda batch: torch.chunk(batch, 2), lambda batch: torch.tensor_split(batch, 2)],
+    ids=["split", "chunk", "tensor_split"],
+)
+def test_two_views_of_one_forward(halves):
+    """SupContrast's loop: both views in one batch, taken apart afterwards."""
+    embedder, loss_func = made(lambda: losses.SelfSupervisedLoss(losses.NTXentLoss()), feature_delay=0)
+    expected = loss_func(embedder(FEATURES[:4]), ref_emb=embedder(FEATURES[4:]))
+    first, second = halves(embedder(FEATURES))
+    torch.testing.assert_close(loss_func(first, ref_emb=second), expected)
+
+
 def test_recomputing_the_embedder_in_backward_gives_the_same_gradients():
     embedder, loss_func = made()
     expected = step(embedder, loss_func)
@@ -174,7 +204,8 @@ def test_moving_to_a_gpu_and_back(objective):
     moved = [module.cuda() for module in made(OBJECTIVES[objective])]
     loss, _ = step(*moved, features=FEATURES.cuda())
     torch.testing.assert_close(loss.cpu(), expected[0], rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(step(*(m.cpu() for m in moved)), step(*modules), rtol=1e-3, atol=1e-4)
+    others = FEATURES.flip(0) ** 2  # none that is in a memory already
+    torch.testing.assert_close(step(*(m.cpu() for m in moved), others), step(*modules, others), rtol=1e-3, atol=1e-4)
 
 
 def test_an_average_of_weights():

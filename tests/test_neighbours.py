@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pml_s2sd import neighbours
-from pml_s2sd.neighbours import ApproximateKNN, search_in_blocks
+from pml_s2sd.evaluation import neighbours
+from pml_s2sd.evaluation.neighbours import ApproximateKNN, search_in_blocks
 
 
 def exact(query, k, reference, ref_includes_query=False):

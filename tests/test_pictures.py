@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pml_s2sd.pictures import (
+from pml_s2sd.report.pictures import (
     MAP_CLASSES,
     MAP_POINTS,
     RIGHT,
@@ -148,7 +148,7 @@ def test_the_map_is_seeded_and_keeps_classes_together():
 
 def test_a_map_of_many_takes_some_and_one_of_few_takes_all(monkeypatch):
     seen = []
-    monkeypatch.setattr("pml_s2sd.pictures.lay_out", lambda x, seed: seen.append(len(x)) or x[:, :2].numpy())
+    monkeypatch.setattr("pml_s2sd.report.pictures.lay_out", lambda x, seed: seen.append(len(x)) or x[:, :2].numpy())
     labels = torch.arange(5000) // 50
     draw_map(torch.rand(5000, 4), labels, [str(i) for i in range(100)], "many")
     assert MAP_POINTS <= seen[0] <= MAP_POINTS + 50 * MAP_CLASSES
@@ -178,7 +178,7 @@ def test_a_kill_while_drawing_leaves_the_last_whole_file(tmp_path):
     whole = path.read_bytes()
 
     def killed(file, **options):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -190,7 +190,7 @@ def test_without_matplotlib_the_library_says_what_to_install():
     code = """
 import sys
 sys.modules["matplotlib"] = sys.modules["matplotlib.figure"] = None
-from pml_s2sd.pictures import draw_spectra
+from pml_s2sd.report.pictures import draw_spectra
 draw_spectra({"base": [[1.0]]})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -10,7 +10,7 @@ from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import CosineSimilarity
 
 from pml_s2sd import S2SDEmbeddings, S2SDLoss, s2sd
-from pml_s2sd.similarity import Similarity
+from pml_s2sd._similarity import Similarity
 
 B, F, d, AUX = 12, 16, 4, (6, 10)
 LABELS = torch.arange(B) // 2

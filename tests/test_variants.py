@@ -49,13 +49,8 @@ def test_options_go_to_the_two_constructors():
         (3, {}, ValueError, "one of DSD, MSD, MSDF, MSDFA, got 3"),
         ("MSD", {"feature_weight": 5.0}, ValueError, "MSD has no feature distillation.*MSDF"),
         ("DSD", {"aux_sizes": (6, 8)}, ValueError, r"DSD has one auxiliary space, got aux_sizes=\(6, 8\)"),
-        ("MSDF", {"aggregate_pooling": True}, TypeError, "decided by the variant"),
-        (
-            "MSDF",
-            {"gamma": 5.0},
-            TypeError,
-            "unknown option 'gamma'; expected one of aux_sizes, head, aux_head, aux_gradient, aux_loss",
-        ),
+        ("MSDF", {"aggregate_pooling": True}, TypeError, "unexpected keyword argument 'aggregate_pooling'"),
+        ("MSDF", {"distil_weight": 5.0}, TypeError, "unexpected keyword argument 'distil_weight'"),
         ("MSDF", {"aux_sizes": 6}, TypeError, r"write \(6,\)"),
     ],
 )

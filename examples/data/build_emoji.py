@@ -13,7 +13,6 @@ import argparse
 import csv
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,8 @@ from pathlib import Path
 import resvg_py
 from PIL import Image
 from tqdm import tqdm
+
+from pml_s2sd.whole_file import whole_file
 
 VERSIONS = {
     "noto": "1.2.9",
@@ -89,13 +90,6 @@ def draw(icons: dict, name: str) -> Image.Image:
     return Image.open(io.BytesIO(bytes(png))).convert("RGB")
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write `content` under a temporary name, then rename: a reader never sees half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
 def build(packages: Path, output: Path) -> None:
     """Write one sheet a style, `index.csv` (class, style, position in its sheet) and `ATTRIBUTION.md`."""
     styles = {style: read_style(packages, style) for style in VERSIONS}
@@ -112,14 +106,16 @@ def build(packages: Path, output: Path) -> None:
             rows.append((name, style, position))
         encoded = io.BytesIO()
         sheet.save(encoded, "WEBP", lossless=True, quality=100, method=6)
-        replace_file(output / f"{style}.webp", encoded.getvalue())
+        with whole_file(output / f"{style}.webp") as file:
+            file.write(encoded.getvalue())
 
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["class", "style", "position"])
     writer.writerows(sorted(rows))
-    replace_file(output / "index.csv", table.getvalue().encode())
-    replace_file(output / "ATTRIBUTION.md", attribution(styles, rows).encode())
+    for name, text in {"index.csv": table.getvalue(), "ATTRIBUTION.md": attribution(styles, rows)}.items():
+        with whole_file(output / name) as file:
+            file.write(text.encode())
     print(f"{len(classes)} classes, {len(rows)} images in {output}")
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from pml_s2sd.pictures import add_legend, draw_band, draw_sizes, finish, new_figure, save_png
-from pml_s2sd.runs import mean_and_deviation
+from pml_s2sd.report.pictures import add_legend, draw_band, draw_sizes, finish, new_figure, save_png
+from pml_s2sd.report.series import mean_and_deviation
 from study.questions import EMBEDDING_SIZE, QUESTIONS
 from study.tables import Found, differences_of, half_interval
 from study.ways import GAMMAS

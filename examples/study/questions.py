@@ -64,7 +64,6 @@ QUESTIONS = {
         {"tuned": MAIN},
     ),
     "heads": Question("Linear auxiliary heads or MLPs", ["auto", "MLP heads"], {"frozen": (*EXAMINED, "margin")}),
-    "features": Question("Features as a further teacher", ["auto", "auto MSDF"], {"frozen": EXAMINED, "tuned": MAIN}),
     "spaces": Question(
         "Number and size of the auxiliary spaces",
         [*(f"sizes {' '.join(map(str, sizes))}" for sizes in SPACES), "auto"],

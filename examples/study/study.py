@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from results import write_json, write_text
 
-from pml_s2sd.advantage import FULL_LEAD, LEAD
-from pml_s2sd.loss import AUTO_RATIO, AUTO_TEMPERATURE
+from pml_s2sd._automatic_weights import RATIO
+from pml_s2sd._teacher_selection import FULL_LEAD, LEAD
+from pml_s2sd.loss import AUTO_TEMPERATURE
 from study.plots import plot_gains, plot_sizes, plot_weights
 from study.questions import COMPARED, QUESTIONS, SEEDS, Row
 from study.settings import EPOCHS, SETTINGS, Setting
@@ -38,7 +39,7 @@ def made_by(row: Row) -> dict[str, Any]:
     """All that a run's figures depend on, but for versions and chance."""
     way = WAYS[row.way].describe()
     if "auto" in str(way):
-        way |= {"ratio": AUTO_RATIO, "automatic temperature": AUTO_TEMPERATURE, "leads": [LEAD, FULL_LEAD]}
+        way |= {"ratio": RATIO, "automatic temperature": AUTO_TEMPERATURE, "leads": [LEAD, FULL_LEAD]}
     return {**row._asdict(), "epochs": EPOCHS[row.setting], "made": way}
 
 

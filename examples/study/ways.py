@@ -72,7 +72,6 @@ WAYS: dict[str, Way] = {
     "MSDF": paper("MSDF"),
     "MSDFA": paper("MSDFA"),
     "auto": auto(),
-    "auto MSDF": auto("MSDF"),
     "heads alone": paper("MSD", 0.0),
     "distillation alone": paper("MSD", aux_gradient=False),
     "MLP heads": auto(aux_head="mlp"),

@@ -10,9 +10,8 @@ from typing import Any, overload
 import numpy as np
 import torch
 
+from .._argument_checks import check_int, check_number, checked_device
 from .._similarity_map import Rows, train_maps
-from ..checks import check_int, check_number
-from ..program import checked_device
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 Matrix = torch.Tensor | np.ndarray | str | os.PathLike

@@ -7,11 +7,13 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import faiss
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    import faiss
 
 
 def linear_transform(layer: torch.nn.Linear) -> faiss.LinearTransform:
@@ -24,6 +26,8 @@ def linear_transform(layer: torch.nn.Linear) -> faiss.LinearTransform:
         >>> linear_transform(layer).apply(torch.ones(3, 8).numpy()).shape
         (3, 2)
     """
+    import faiss  # only where it is needed: it takes longer to load than all of this package
+
     transform = faiss.LinearTransform(layer.in_features, layer.out_features, layer.bias is not None)
     faiss.copy_array_to_vector(plain(layer.weight).ravel(), transform.A)
     if layer.bias is not None:
@@ -60,6 +64,8 @@ def compressed_index(layer: torch.nn.Linear, index: faiss.Index) -> faiss.IndexP
             f"index must be empty and of {layer.out_features} dimensions, those of the map, got {index.d} dimensions "
             f"and {index.ntotal} rows"
         )
+    import faiss
+
     served = faiss.IndexPreTransform(index)
     served.prepend_transform(faiss.NormalizationTransform(index.d))
     served.prepend_transform(linear_transform(layer))
@@ -146,6 +152,8 @@ def _onnx(layer: torch.nn.Linear, path: Path) -> None:
 
 
 def _faiss(layer: torch.nn.Linear, path: Path) -> None:
+    import faiss
+
     faiss.write_VectorTransform(linear_transform(layer), str(path))
 
 

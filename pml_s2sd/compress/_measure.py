@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .._similarity_map import START_ROWS, UNLABELLED, principal_axes
-from ..accuracy import RetrievalAccuracyCalculator
+from ..evaluation import RetrievalAccuracyCalculator
 from ._compress import compress
 from ._formats import linear_transform
 
