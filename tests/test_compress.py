@@ -1,6 +1,8 @@
 """`compress`: its objective against a plain float64 transcription, what always holds, and bad input."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -371,3 +373,17 @@ def test_a_step_reads_nothing_on_the_host():
         x_S = rows.take(subset)
         objective.gradient(weight, x_S, objective.teacher_probs([x_S], labels[subset]))
     assert mode.seen == []
+
+
+@pytest.mark.slow
+def test_the_pages_examples_run():
+    page = (Path(__file__).parents[1] / "docs" / "compress.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names = {}
+    for block in blocks:
+        if "SentenceTransformer" not in block:  # that one: test_compress_sentences.py
+            exec(block, names)
+    assert names["small"].shape == (2000, 32)
+    assert {size: layer.out_features for size, layer in names["of_sizes"].items()} == {8: 8, 16: 16}
+    assert names["of_features"].in_features == 128
+    assert names["rows"][:, 0].tolist() == [0, 1, 2, 3, 4]
