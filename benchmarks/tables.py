@@ -1,5 +1,5 @@
-"""The tables of docs/performance.md and docs/evaluation.md from benchmarks/results/: prints them, or puts them into the
-pages (--write)."""
+"""The tables of docs/performance.md, evaluation.md and compress.md from benchmarks/results/: prints them, or puts them
+into the pages (--write)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from measure import RESULTS, read
 
 from pml_s2sd.whole_file import whole_file
 
-PAGES = [Path(__file__).parents[1] / "docs" / name for name in ("performance.md", "evaluation.md")]
+PAGES = [Path(__file__).parents[1] / "docs" / name for name in ("performance.md", "evaluation.md", "compress.md")]
 TARGETS = {"multisimilarity": 1.05, "margin": 1.08}
 
 
@@ -119,6 +119,13 @@ def evaluation_gallery(figures: dict[str, Any]) -> str:
     return rows_of([name, *keys], ([index, *(shown(f.get(key)) for key in keys)] for index, f in indices.items()))
 
 
+def compress_scale(figures: dict[str, Any]) -> str:
+    ((name, measured),) = ((name, f) for name, f in figures.items() if name.startswith("scale"))
+    ways = {way: f for way, f in measured.items() if isinstance(f, dict)}
+    header = [name.removeprefix("scale, "), "s", "MiB above the input"]
+    return rows_of(header, ([way, f["seconds"], f["MiB above the input"]] for way, f in ways.items()))
+
+
 def shown(value: float | None) -> str:
     """Three digits of what is below 10."""
     return "" if value is None else f"{value:.3g}" if value < 10 else f"{value:.0f}"
@@ -136,6 +143,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "processes": ("scaling_processes", scaling("processes")),
     "evaluation_whole": ("evaluation_whole", evaluation_whole),
     "evaluation_gallery": ("evaluation_gallery", evaluation_gallery),
+    "compress_scale": ("compress", compress_scale),
 }
 
 
@@ -144,7 +152,8 @@ def markdown(name: str, results: Path) -> str:
     script, table = TABLES[name]
     saved = read(script, results)
     machine = saved["machine"]
-    where = f"{machine['processor']}, {machine['threads']} thread, torch {machine['torch']}"
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    where = f"{machine['processor']}, {threads}, torch {machine['torch']}"
     return f"{table(saved['figures'])}\n\n*`{saved['command']}`, {where}*"
 
 
