@@ -17,6 +17,9 @@ HOW = (
 )
 
 
+PLAIN = (int, float, str, type(None))
+
+
 class Part(NamedTuple):
     """A module of the base space's objective, and the ones in its place in the auxiliary spaces."""
 
@@ -50,7 +53,13 @@ class LiveObjectives:
         self.known = self._current()
 
     def _current(self) -> list[list[Any]]:
-        return [[getattr(part.base, name) for name in (*part.values, *part.children)] for part in self.parts]
+        return [
+            [
+                *(_plain(getattr(part.base, name)) for name in part.values),
+                *(getattr(part.base, n) for n in part.children),
+            ]
+            for part in self.parts
+        ]
 
     def remember(self) -> None:
         """What there is now is not a change of the user's."""
@@ -90,7 +99,9 @@ class LiveObjectives:
             for name, value, before in zip((*part.values, *part.children), values, known, strict=True):
                 if value is before or (name in part.values and value == before):
                     continue
-                if name in part.children:
+                if name in part.values and isinstance(value, type):
+                    refusals.append(f"{of_class}.{name} was set from {before!r} to a {value.__name__}, {HOW}")
+                elif name in part.children:
                     refusals.append(f"{of_class}.{name} was replaced by a {type(value).__name__}, {HOW}")
                 elif all(other is not None and getattr(other, name, None) in (before, value) for other in part.others):
                     changes += [(other, name, value) for other in part.others if other is not None]
@@ -107,6 +118,11 @@ def _as_plain_numbers(objective: nn.Module) -> None:
                 vars(module)[name] = value.item()
 
 
+def _plain(value: Any) -> Any:
+    """A plain value, or the type of what took its place: what a tensor holds is not looked at, and not kept."""
+    return value if isinstance(value, PLAIN) else type(value)
+
+
 def _settable(module: nn.Module) -> tuple[str, ...]:
     bound = size_bound(module)
     not_the_users = {"training", "queue_idx", "has_been_filled", *getattr(module, "_record_these_stats", ())}
@@ -115,7 +131,7 @@ def _settable(module: nn.Module) -> tuple[str, ...]:
     return tuple(
         name
         for name, value in vars(module).items()
-        if not name.startswith("_") and name not in not_the_users and isinstance(value, int | float | str | None)
+        if not name.startswith("_") and name not in not_the_users and isinstance(value, PLAIN)
     )
 
 

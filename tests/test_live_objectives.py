@@ -1,6 +1,8 @@
 """What a user changes on a live loss reaches every space, or is refused with the way to do it."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -100,6 +102,38 @@ def test_what_an_objective_changes_in_itself_is_its_own():
         loss_func(batch, LABELS)
         spaces = (batch.embeddings, *batch.aux)
         assert [loss.largest for loss in objectives(loss_func)] == [x.abs().max().item() for x in spaces]
+
+
+def test_what_an_objective_keeps_of_a_call_is_neither_compared_nor_kept():
+    class Remembering(BatchContrastive):
+        def __init__(self):
+            super().__init__()
+            self.last = None
+
+        def forward(self, embeddings, labels, **others):
+            self.last = embeddings
+            return super().forward(embeddings, labels)
+
+    embedder, loss_func = make(Remembering())
+    for _ in range(3):
+        value(embedder, loss_func)
+    last = weakref.ref(loss_func.base_loss.last)
+    for objective in objectives(loss_func):
+        objective.last = None
+    gc.collect()
+    assert last() is None
+
+
+def test_a_miner_put_into_a_memory_is_refused_with_the_way_to_do_it():
+    embedder, loss_func = make(losses.CrossBatchMemory(losses.TripletMarginLoss(), 4, 64))
+    value(embedder, loss_func)
+    loss_func.base_loss.miner = miners.TripletMarginMiner()
+    with pytest.raises(
+        ValueError, match=r"CrossBatchMemory.miner was set from None to a TripletMarginMiner.*change_obj"
+    ):
+        value(embedder, loss_func)
+    loss_func.change_objectives(lambda memory, size: setattr(memory, "miner", miners.TripletMarginMiner()))
+    assert torch.isfinite(value(embedder, loss_func))
 
 
 def test_another_distance_is_refused_before_anything_changes():
