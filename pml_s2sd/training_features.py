@@ -168,7 +168,8 @@ def _fill(store: InMemory | InFolder, work: _Work, loader: DataLoader, views: in
     """All passes that the store has not seen yet."""
     in_order = isinstance(getattr(loader, "sampler", None), SequentialSampler)
     first_view, first_batch = store.goes_on(in_order)
-    batches = len(loader) if hasattr(loader, "__len__") and not isinstance(loader.dataset, IterableDataset) else 0
+    endless = isinstance(getattr(loader, "dataset", None), IterableDataset)
+    batches = 0 if endless or not hasattr(loader, "__len__") else len(loader)
     with tqdm(total=views * batches or None, desc="features", unit="batch", delay=3, leave=False) as progress:
         progress.update(first_view * batches)
         for view in range(first_view, views):
