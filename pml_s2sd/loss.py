@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 APART_TEMPERATURE = 0.05
 APART_WEIGHT = 1600.0
-"""T and γ where the base head has the features to itself. γ is four times the 1 / T² that undoes the KL's T²: so much that
-the distillation leads also beside objectives with long gradients, such as ArcFace."""
+"""T and γ where the base head has the features to itself. γ is four times the 1 / T² that undoes the KL's T²: so much
+that the distillation leads also beside objectives with long gradients, such as ArcFace."""
 
 IN_EVAL_MODE = (
     "this S2SDLoss is in eval mode, where it is the base objective alone, while the embedder is in training mode: "
@@ -74,8 +74,9 @@ class S2SDLoss(nn.Module):
         embedder: the `S2SDEmbedder`, only read for its sizes; not registered as a submodule.
         aux_loss: another objective, or callable, for the auxiliary spaces.
         miner: a PML miner; each space mines its own tuples.
-        distill_weight: γ ≥ 0. Without ``base_gradient`` by default 1600. With it there is no default, as none fits all:
-            the paper's 50 belongs to a pretrained trunk and a learning rate of 1e-5, training from scratch wants 1 to 5.
+        distill_weight: γ ≥ 0. Without ``base_gradient`` by default 1600. With it there is no default, as none fits
+            all: the paper's 50 belongs to a pretrained trunk and a learning rate of 1e-5, training from scratch wants
+            1 to 5.
         temperature: T > 0; by default 1, as in the paper, or 0.05 without ``base_gradient``.
         include_diagonal: whether a sample's similarity to itself, or to its own copy among the references, counts in
             the softmax; by default it does, as in the paper, and does not without ``base_gradient``.
