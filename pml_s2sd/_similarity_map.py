@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from ._argument_checks import check_int, check_number
 from .distillation import row_log_probs
 
 START_ROWS = 2**15
@@ -62,12 +63,16 @@ class Rows:
         """Whether rows are where they are wanted, so that reading them waits for nobody."""
         return isinstance(self.matrix, torch.Tensor) and self.matrix.device == self.device
 
-    def take(self, rows: np.ndarray | torch.Tensor) -> torch.Tensor:
+    def take(self, rows: slice | np.ndarray | torch.Tensor) -> torch.Tensor:
         """The rows of these numbers, (n, k), each of length 1 (a row of zeros stays as it is)."""
+        return F.normalize(self.as_they_are(rows), dim=1)
+
+    def as_they_are(self, rows: slice | np.ndarray | torch.Tensor) -> torch.Tensor:
+        """The rows of these numbers, where they are wanted, not normalised."""
         taken = self._read(rows)
         if taken.device.type == "cpu" and self.device.type == "cuda":
             taken = taken.pin_memory()
-        return F.normalize(taken.to(self.device, non_blocking=True).to(self.dtype), dim=1)
+        return taken.to(self.device, non_blocking=True).to(self.dtype)
 
     def _read(self, rows: slice | np.ndarray | torch.Tensor) -> torch.Tensor:
         """Rows as they are, where they are, those of arrays copied; checked where they have not been yet."""
@@ -76,7 +81,7 @@ class Rows:
         else:
             read = torch.from_numpy(np.array(self.matrix[rows], dtype=self.matrix.dtype.newbyteorder("=")))
         if not self._checked:
-            finite = torch.linalg.vector_norm(read, dim=1, dtype=self.dtype).isfinite()
+            finite = torch.linalg.vector_norm(read.flatten(1), dim=1, dtype=self.dtype).isfinite()
             if not finite.all():
                 broken = int((~finite).nonzero()[0])
                 first = rows.start + broken if isinstance(rows, slice) else int(rows[broken])
@@ -85,6 +90,61 @@ class Rows:
                     "their labels), or see what the model makes of their samples"
                 )
         return read
+
+
+class MadeRows:
+    """What is made of rows as they are read, such as a head's embeddings of features: it has what `train_maps` asks of
+    `Rows`.
+
+    Args:
+        rows: what it is made of.
+        columns: k.
+        make: from rows as they are, (n, …), to (n, k).
+    """
+
+    def __init__(self, rows: Rows, columns: int, make: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.name, self.device, self.dtype, self.columns = rows.name, rows.device, rows.dtype, columns
+        self.on_device = rows.on_device
+        self._rows, self._make = rows, make
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def take(self, rows: slice | np.ndarray | torch.Tensor) -> torch.Tensor:
+        """The rows of these numbers, (n, k), each of length 1."""
+        return F.normalize(self._make(self._rows.as_they_are(rows)).to(self.dtype), dim=1)
+
+    def kept(self) -> Rows:
+        """All of them, made once."""
+        blocks = [slice(first, first + BLOCK_ROWS) for first in range(0, len(self), BLOCK_ROWS)]
+        return Rows(self.name, torch.cat([self.take(block) for block in blocks]), self.device, self.dtype)
+
+
+class Settings(NamedTuple):
+    """What `compress` and `consolidate` let a user set."""
+
+    label_weight: float
+    temperature: float
+    subset_rows: int
+    steps: int
+    learning_rate: float
+    seed: int | torch.Generator
+
+    def checked(self) -> Settings:
+        for name, at_least in (("subset_rows", 2), ("steps", 0)):
+            check_int(name, getattr(self, name), at_least=at_least)
+        check_number("label_weight", self.label_weight, at_least=0)
+        for name in ("temperature", "learning_rate"):
+            check_number(name, getattr(self, name), above=0)
+        if not isinstance(self.seed, torch.Generator):
+            check_int("seed", self.seed, at_least=0)
+        return self
+
+    def drawn_seed(self) -> int:
+        """The seed, or one from the generator, which moves on."""
+        if isinstance(self.seed, int):
+            return self.seed
+        return int(torch.randint(2**62, (), generator=self.seed, device=self.seed.device))
 
 
 class Objective(NamedTuple):
@@ -135,18 +195,13 @@ def same_class(labels: torch.Tensor) -> torch.Tensor:
 
 
 def train_maps(
-    x: Rows,
-    teachers: Sequence[Rows],
+    x: Rows | MadeRows,
+    teachers: Sequence[Rows | MadeRows],
     sizes: Sequence[int],
+    settings: Settings,
     *,
-    rows: np.ndarray | None,
-    labels: torch.Tensor | None,
-    label_weight: float,
-    temperature: float,
-    subset_rows: int,
-    steps: int,
-    learning_rate: float,
-    seed: int,
+    rows: np.ndarray | None = None,
+    labels: torch.Tensor | None = None,
 ) -> dict[int, torch.Tensor]:
     """The map for each size, W of shape (d, F): what one of them is does not depend on the others.
 
@@ -160,18 +215,19 @@ def train_maps(
         teachers: whose similarities are kept, (N, k_i) each; x itself may be one.
         sizes: each d, at most F.
         rows: the numbers of those to train on, (M,), of 0 to N - 1; None: all.
+        settings: of which the seed decides which rows meet.
         labels: (N,), integers, `UNLABELLED` where not known; on the device of x.
-        seed: decides which rows meet.
     """
-    draw = np.random.default_rng(seed)
-    objective = Objective(temperature, label_weight)
+    draw = np.random.default_rng(settings.drawn_seed())
+    objective = Objective(settings.temperature, settings.label_weight)
+    steps = settings.steps
     axes = principal_axes(blocks_of(x, np.sort(chosen(rows, len(x), START_ROWS, draw))))
     scale = axes.pace().sqrt()
     B = (axes.directions * scale).to(x.device, x.dtype)
     trained = {size: torch.diag(1 / scale)[:size].to(B) for size in dict.fromkeys(sizes)}
-    optimizer = torch.optim.Adam(list(trained.values()), learning_rate)
+    optimizer = torch.optim.Adam(list(trained.values()), settings.learning_rate)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-    plan = subsets(rows, len(x), subset_rows, steps, draw)
+    plan = subsets(rows, len(x), settings.subset_rows, steps, draw)
     on_device = torch.from_numpy(plan).to(x.device)
     text = ", ".join(map(str, trained))
     for step in tqdm(range(steps), desc=f"{x.columns} to {text}", unit="step", delay=3, leave=False):
@@ -215,7 +271,7 @@ def principal_axes(blocks: Iterator[torch.Tensor]) -> Axes:
     return Axes(directions.flip(1), variances.flip(0))
 
 
-def blocks_of(x: Rows, rows: np.ndarray) -> Iterator[torch.Tensor]:
+def blocks_of(x: Rows | MadeRows, rows: np.ndarray) -> Iterator[torch.Tensor]:
     """The rows, a block at a time."""
     some = False
     for first in range(0, len(rows), BLOCK_ROWS):

@@ -104,7 +104,9 @@ class S2SDEmbedder(Embedder):
         aggregate_pooling: the auxiliary heads and the feature teacher see global average pooling
             plus global max pooling (variant MSDFA); f keeps average pooling. Needs feature maps.
         aux_head: ``"mlp"``, the paper's g_i above, or ``"linear"``, g_i = Linear(F, d_i).
-        aux_gradient: whether the auxiliary heads train the trunk too, as in the paper.
+        aux_gradient: whether the auxiliary heads train the trunk, as in the paper.
+        base_gradient: whether f does, as in the paper. Without it the trunk learns from the larger spaces alone, as if
+            it were trained at their size, and f learns on features that it does not change.
 
     Input: features (B, F), or feature maps (B, F, H, W) that it pools itself; floating point, and
     outside autocast converted to the head's dtype.
@@ -139,6 +141,7 @@ class S2SDEmbedder(Embedder):
         aggregate_pooling: bool = False,
         aux_head: Literal["mlp", "linear"] = "mlp",
         aux_gradient: bool = True,
+        base_gradient: bool = True,
     ) -> None:
         super().__init__(in_features, embedding_size, head)
         if isinstance(aux_sizes, int):
@@ -149,16 +152,23 @@ class S2SDEmbedder(Embedder):
             check_int("each of aux_sizes", size, at_least=1)
         self.aux_sizes = tuple(aux_sizes)
         check_choice("aux_head", aux_head, AUX_HEADS)
+        if not base_gradient and not (aux_gradient and self.aux_sizes):
+            raise ValueError(
+                "no space would train the trunk: base_gradient is False, and "
+                + ("aux_gradient too" if self.aux_sizes else "there is no auxiliary space")
+                + "; set one of them to True"
+            )
         self.aggregate_pooling = aggregate_pooling
         self.aux_head = aux_head
         self.aux_gradient = aux_gradient
+        self.base_gradient = base_gradient
         self.aux_heads = nn.ModuleList(AUX_HEADS[aux_head](in_features, size) for size in self.aux_sizes)
         self._frozen_heads = FrozenHeads(self.aux_heads)
 
     def forward(self, features: torch.Tensor) -> S2SDEmbeddings | torch.Tensor:  # type: ignore[override]
         check_features(features, self.in_features, maps_only=self.aggregate_pooling and self.training)
         pooled = average_pool(features, dtype_for(self.head, features))
-        z = self._embed(pooled)
+        z = self._embed(pooled if self.base_gradient else pooled.detach())
         if not self.training:
             return z
         if z.requires_grad and any(p.requires_grad for p in self.head.parameters()):  # the embedder is being trained

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ._compress import checked_labels, compress, mapped, opened
+from .._matrices import checked_labels, mapped, opened
+from ._compress import compress
 from ._formats import checked_format, save_map
 from ._measure import Measured, classes_of_two, measure
 

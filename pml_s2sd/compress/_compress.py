@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import torch
 
-from .._argument_checks import check_int, check_number, checked_device
-from .._similarity_map import Rows, train_maps
-
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-Matrix = torch.Tensor | np.ndarray | str | os.PathLike
+from .._argument_checks import check_int, checked_device
+from .._matrices import Matrix, checked_labels, opened
+from .._similarity_map import Rows, Settings, train_maps
 
 
 @overload
@@ -84,13 +80,7 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
     embeddings = opened("embeddings", embeddings)
     features = None if features is None else opened("features", features)
     _check(embeddings, features, rows, sizes)
-    for name, value, least in (("subset_rows", subset_rows, 2), ("steps", steps, 0)):
-        check_int(name, value, at_least=least)
-    check_number("label_weight", label_weight, at_least=0)
-    check_number("temperature", temperature, above=0)
-    check_number("learning_rate", learning_rate, above=0)
-    if not isinstance(seed, torch.Generator):
-        check_int("seed", seed, at_least=0)
+    settings = Settings(label_weight, temperature, subset_rows, steps, learning_rate, seed).checked()
     if device is None:
         device = embeddings.device if isinstance(embeddings, torch.Tensor) else "cpu"
     device = checked_device(device)
@@ -100,28 +90,9 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
     e = Rows("embeddings", embeddings, device, dtype, rows)
     x = e if features is None else Rows("features", features, device, dtype, rows)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        maps = train_maps(
-            x,
-            [e],
-            sizes,
-            rows=rows,
-            labels=y,
-            label_weight=label_weight,
-            temperature=temperature,
-            subset_rows=subset_rows,
-            steps=steps,
-            learning_rate=learning_rate,
-            seed=drawn(seed),
-        )
+        maps = train_maps(x, [e], sizes, settings, rows=rows, labels=y)
         layers = {d: _layer(weight) for d, weight in maps.items()}
     return layers[size] if isinstance(size, int) else layers
-
-
-def drawn(seed: int | torch.Generator) -> int:
-    """The seed, or one from the generator, which moves on."""
-    if isinstance(seed, int):
-        return seed
-    return int(torch.randint(2**62, (), generator=seed, device=seed.device))
 
 
 def _layer(weight: torch.Tensor) -> torch.nn.Linear:
@@ -130,36 +101,6 @@ def _layer(weight: torch.Tensor) -> torch.nn.Linear:
     layer = torch.nn.utils.skip_init(torch.nn.Linear, F, d, bias=False, device=weight.device, dtype=weight.dtype)
     layer.weight.copy_(weight)
     return layer
-
-
-def opened(name: str, matrix: Any) -> torch.Tensor | np.ndarray:
-    """A matrix (N, k), floating point, of a tensor, an array, or the path of a .npy file (memory-mapped)."""
-    if isinstance(matrix, str | os.PathLike):
-        matrix = mapped(name, Path(matrix))
-    if not isinstance(matrix, torch.Tensor | np.ndarray):
-        raise TypeError(
-            f"{name} must be a tensor or array of shape (N, k), or the path of a .npy file, got {type(matrix).__name__}"
-        )
-    floating = matrix.is_floating_point() if isinstance(matrix, torch.Tensor) else matrix.dtype.kind == "f"
-    if not floating:
-        raise TypeError(f"{name} must be of a floating-point dtype, got {matrix.dtype}; convert it to float32")
-    if matrix.ndim != 2 or 0 in matrix.shape:
-        raise ValueError(f"{name} must have shape (N, k), one row a sample, got {tuple(matrix.shape)}")
-    return matrix
-
-
-def mapped(name: str, path: Path) -> np.ndarray:
-    """The array of a .npy file, memory-mapped."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path} for {name}; expected a .npy file")
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(
-            f"cannot read {name} from {path} ({path.stat().st_size:,} bytes): it is cut short, or no .npy file "
-            f"({error}); write it again with numpy.save"
-        ) from error
-    return array
 
 
 def _check(embeddings: Any, features: Any, rows: Any, sizes: list[int]) -> None:
@@ -183,13 +124,3 @@ def _check(embeddings: Any, features: Any, rows: Any, sizes: list[int]) -> None:
                 f"size must be at most {largest}, the dimensions that there are, got {size}; a linear map adds none: "
                 "leave them as they are"
             )
-
-
-def checked_labels(labels: Any, count: int) -> torch.Tensor:
-    y = labels if isinstance(labels, torch.Tensor) else np.asarray(labels)
-    integers = y.dtype in INTEGERS if isinstance(y, torch.Tensor) else y.dtype.kind in "iu"
-    if not integers:
-        raise TypeError(f"labels must be integers, got {y.dtype}; number the classes, -1 where one is not known")
-    if tuple(y.shape) != (count,):
-        raise ValueError(f"labels must have shape ({count},), one for each row, got {tuple(y.shape)}")
-    return y.long() if isinstance(y, torch.Tensor) else torch.from_numpy(y.astype(np.int64))

@@ -1,0 +1,234 @@
+"""`collect_features`: what `consolidate` learns from, the trunk's features of a training set in several views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
+from tqdm import tqdm
+
+from ._argument_checks import check_int
+from ._features import average_pool, max_pool
+from ._kept_features import InFolder, InMemory, Part
+from ._modes import in_eval_mode
+from .distributed import Gathering, Processes
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+TURNS = 5
+"""Ways to `turn` an image."""
+
+
+class TrainingFeatures(NamedTuple):
+    """Features of a training set, for `consolidate`.
+
+    Attributes:
+        features: (N, F), or the smallest feature maps that keep average and maximum, (N, F, 1, 2).
+        labels: (N,), int64.
+    """
+
+    features: torch.Tensor | np.ndarray
+    labels: torch.Tensor
+
+
+def turn(images: torch.Tensor, way: int) -> torch.Tensor:
+    """Images (B, C, H, W) that show something else: turned by 90, 180, 270 degrees, or their colours exchanged.
+
+    Args:
+        way: 0 to 4.
+
+    Example:
+        >>> import torch
+        >>> from pml_s2sd.training_features import turn
+        >>> turn(torch.arange(4.0).view(1, 1, 2, 2), way=1).flatten()
+        tensor([3., 2., 1., 0.])
+    """
+    return images.rot90(way + 1, (2, 3)) if way < 3 else images.roll(way - 2, dims=1)
+
+
+def collect_features(
+    trunk: nn.Module,
+    loader: DataLoader,
+    *,
+    views: int = 1,
+    turned: bool = False,
+    keep_maximum: bool = False,
+    rows: int | None = None,
+    path: str | Path | None = None,
+    read: Callable[[Any], tuple[torch.Tensor, torch.Tensor]] | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    process_group: ProcessGroup | DeviceMesh | None = None,
+) -> TrainingFeatures:
+    """The trunk's features of a training set, in eval mode, over some passes of a loader that augments.
+
+    With torch.distributed each process goes through a loader of its own, such as one with a DistributedSampler, and
+    all get the features of all.
+
+    Args:
+        trunk: from images to features (B, F) or feature maps (B, F, H, W), which are pooled. It stays as it was.
+        loader: of the training set; batches of images and labels. Some four views of each image are worth having.
+        views: passes over the loader.
+        turned: in the first pass each image is also taken turned by 90, 180 and 270 degrees, and with its colour
+            channels exchanged in two ways, each way a class of its own: classes that the trunk was not trained on keep
+            the map from fitting those that it was. Six times the work of one pass. Needs square images.
+        keep_maximum: feature maps (N, F, 1, 2) with the average and the maximum of the trunk's, which
+            aggregate_pooling (variant MSDFA) needs.
+        rows: about how many rows of a large set to take, a sample drawn from it; None: all.
+        path: a folder, made if need be, that keeps what there is so far: a run that was killed goes on there, after the
+            last batch of a loader that does not shuffle, and otherwise after the last pass. The features are then
+            memory-mapped. On several processes each keeps its own part.
+        read: from a batch to its images (B, C, H, W) and labels (B,); by default the first two of it.
+        device: where the trunk computes; that of its parameters unless given.
+        seed: decides about the sample.
+        process_group: as in `S2SDLoss`.
+
+    Returns:
+        ``(features, labels)``, ready for `consolidate`. On a CPU.
+
+    Raises:
+        TypeError, ValueError: on a batch, an output of the trunk, or a folder that does not fit; says what to do.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from pml_s2sd import collect_features
+        >>> trunk = torch.nn.Conv2d(3, 16, 3)
+        >>> loader = DataLoader(TensorDataset(torch.rand(10, 3, 8, 8), torch.arange(10) // 2), batch_size=4)
+        >>> features, labels = collect_features(trunk, loader, views=2)
+        >>> features.shape, labels.shape
+        (torch.Size([20, 16]), torch.Size([20]))
+    """
+    check_int("views", views, at_least=1)
+    if rows is not None:
+        check_int("rows", rows, at_least=2)
+    if device is None:
+        device = next((p.device for p in trunk.parameters()), torch.device("cpu"))
+    processes = Processes(process_group)
+    work = _Work(trunk, turned, keep_maximum, read or _first_two, torch.device(device))
+    of_each = views + (TURNS if turned else 0)
+    share = 1.0 if rows is None else rows / (_samples(loader, processes) * of_each)
+    made_with = {"views": views, "turned": turned, "keep_maximum": keep_maximum, "rows": rows, "seed": seed}
+    store = InMemory() if path is None else InFolder(_own(Path(path), processes), made_with)
+    with torch.no_grad(), in_eval_mode(trunk):
+        _fill(store, work, loader, views, share, seed)
+    features, labels, ways = store.finished()
+    if processes.several:
+        gathering = Gathering(len(labels), processes.group)
+        features, labels, ways = (
+            gathering.rows_of_all(torch.as_tensor(x).to(device)).cpu() for x in (features, labels, ways)
+        )
+    if not len(labels):
+        raise ValueError("loader brought no batch; see its dataset, and drop_last")
+    of_turned = labels + ways * (int(labels.max()) + 1)
+    return TrainingFeatures(features, torch.where(labels < 0, labels, of_turned))
+
+
+class _Work(NamedTuple):
+    """What is done with a batch."""
+
+    trunk: nn.Module
+    turned: bool
+    keep_maximum: bool
+    read: Callable[[Any], tuple[torch.Tensor, torch.Tensor]]
+    device: torch.device
+
+    def of(self, batch: Any, first_pass: bool, share: float, draw: torch.Generator) -> Iterator[Part]:
+        """Features, labels and ways, on the CPU, of the samples drawn, and of their turned copies."""
+        images, labels = self.read(batch)
+        _check_batch(images, labels, self.turned)
+        drawn = torch.rand(len(images), generator=draw) < share
+        images = images[drawn.to(images.device)].to(self.device)
+        labels = labels.detach().cpu().long().flatten()[drawn]
+        if len(images):
+            yield Part(self._pooled(images), labels, torch.zeros_like(labels))
+            for way in range(TURNS if self.turned and first_pass else 0):
+                yield Part(self._pooled(turn(images, way)), labels, torch.full_like(labels, way + 1))
+
+    def _pooled(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.trunk(images)
+        _check_output(maps, len(images), self.keep_maximum)
+        maps = maps if maps.dtype == torch.float64 else maps.float()
+        average = average_pool(maps)
+        if not self.keep_maximum:
+            return average.cpu()
+        largest = max_pool(maps)
+        return torch.stack([largest, 2 * average - largest], dim=2)[:, :, None].cpu()
+
+
+def _fill(store: InMemory | InFolder, work: _Work, loader: DataLoader, views: int, share: float, seed: int) -> None:
+    """All passes that the store has not seen yet."""
+    in_order = isinstance(getattr(loader, "sampler", None), SequentialSampler)
+    first_view, first_batch = store.goes_on(in_order)
+    endless = isinstance(getattr(loader, "dataset", None), IterableDataset)
+    batches = 0 if endless or not hasattr(loader, "__len__") else len(loader)
+    with tqdm(total=views * batches or None, desc="features", unit="batch", delay=3, leave=False) as progress:
+        progress.update(first_view * batches)
+        for view in range(first_view, views):
+            for number, batch in enumerate(loader):
+                progress.update()
+                if view > first_view or number >= first_batch:
+                    draw = torch.Generator().manual_seed(_mixed(seed, view, number))
+                    store.append(view, number, list(work.of(batch, view == 0, share, draw)))
+            store.end_of(view)
+
+
+def _mixed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _first_two(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    if not isinstance(batch, list | tuple) or len(batch) < 2:
+        raise TypeError(
+            f"a batch of the loader must be images and labels, got {type(batch).__name__}; say how to read it: "
+            'collect_features(…, read=lambda batch: (batch["image"], batch["label"]))'
+        )
+    return batch[0], batch[1]
+
+
+def _check_batch(images: Any, labels: Any, turned: bool) -> None:
+    if not isinstance(images, torch.Tensor) or not isinstance(labels, torch.Tensor):
+        raise TypeError(
+            f"images and labels of a batch must be tensors, got {type(images).__name__} and {type(labels).__name__}"
+        )
+    if labels.is_floating_point() or labels.numel() != len(images):
+        raise ValueError(
+            f"labels of a batch must be integers of shape ({len(images)},), one an image, got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}"
+        )
+    if turned and (images.dim() != 4 or images.shape[2] != images.shape[3]):
+        raise ValueError(f"turned needs square images (B, C, H, H), got shape {tuple(images.shape)}")
+
+
+def _check_output(maps: Any, samples: int, keep_maximum: bool) -> None:
+    if not isinstance(maps, torch.Tensor) or maps.dim() not in (2, 4) or len(maps) != samples:
+        shape = f" of shape {tuple(maps.shape)}" if isinstance(maps, torch.Tensor) else ""
+        raise TypeError(
+            f"the trunk must return features ({samples}, F) or feature maps ({samples}, F, H, W), got "
+            f"{type(maps).__name__}{shape}; wrap it in a module that does"
+        )
+    if keep_maximum and maps.dim() != 4:
+        raise ValueError(f"keep_maximum needs a trunk that returns feature maps, got shape {tuple(maps.shape)}")
+
+
+def _samples(loader: DataLoader, processes: Processes) -> int:
+    """Of one pass of all processes, about."""
+    sampler: Any = getattr(loader, "sampler", loader)
+    try:
+        own = len(sampler)
+    except TypeError as error:
+        raise TypeError("rows needs a loader of known length, to know which share to draw; leave it out") from error
+    return own * (dist.get_world_size(processes.group) if processes.several else 1)
+
+
+def _own(path: Path, processes: Processes) -> Path:
+    """The folder of this process."""
+    return path / f"process-{dist.get_rank(processes.group)}" if processes.several else path
