@@ -36,7 +36,7 @@ A_BYTE = 4
 PASSES, ROTATIONS = 10, 5
 """Of k-means in a product quantiser, and of OPQ."""
 COLOURS = {"original": "black", "PCA": "tab:blue", "compressed": "tab:orange"}
-MARKS = {"float32": "o-", "float16": "P-", "int8": "s--", "1 bit": "^:", "PQ": "D-.", "OPQ": "v-."}
+MARKS = {"float32": "o:", "float16": "P-.", "int8": "s--", "1 bit": "^:", "PQ": "D-", "OPQ": "v-"}
 
 
 class Row(NamedTuple):
@@ -207,12 +207,13 @@ def cell(row: Row | None, best: float) -> str:
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Recall@1 and MAP@R in percent against bytes a vector: a colour an embedding, a mark and line a code.
 
-    A grey line is the original as float32; what else of it is larger than all compressed codes is in the table alone.
+    A grey line is the original as float32. What is larger than all compressed codes, or below two thirds of that line,
+    is in the table alone.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    figure = Figure(figsize=(11, 6), layout="constrained")
     panels = figure.subplots(1, 2)
     ticks = sorted({row.bytes for row in rows if row.embeddings != "original"})
     (whole,) = (row for row in rows if (row.embeddings, row.code) == ("original", "float32"))
@@ -225,6 +226,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
                 values = [100 * getattr(row, value) for row in drawn]
                 panel.plot([row.bytes for row in drawn], values, mark, color=colour, markersize=5, linewidth=1.2)
         panel.set(xscale="log", xlabel="bytes a vector", ylabel=f"{name}, percent")
+        panel.set_ylim(200 / 3 * getattr(whole, value), 102 * max(getattr(row, value) for row in rows))
         panel.set_xticks(ticks, [f"{size:,}" for size in ticks], minor=False)
         panel.minorticks_off()
         panel.grid(alpha=0.3)
