@@ -134,26 +134,22 @@ def draw_retrieval(embeddings: Mapping[str, torch.Tensor], dataset: Any) -> Figu
     widths = [1.0, *len(embeddings) * [GAP, *neighbours * [1.0]]]
     figure = new_figure(0.75 * sum(widths), 0.78 * len(queries) + 0.8)
     grid = figure.add_gridspec(len(queries), len(widths), width_ratios=widths)
-    right = dict.fromkeys(embeddings, 0)
     for row, query in enumerate(queries):
         show_image(axis := figure.add_subplot(grid[row, 0]), dataset, query)
         if row == 0:
             axis.set_title("query", fontsize=16)
-        for model, (name, x) in enumerate(embeddings.items()):
+        for model, x in enumerate(embeddings.values()):
             similarities = x @ x[query]
             similarities[query] = -torch.inf
             first = 2 + model * (neighbours + 1)
             for rank, neighbour in enumerate(similarities.topk(neighbours).indices.tolist()):
                 show_image(axis := figure.add_subplot(grid[row, first + rank]), dataset, neighbour)
-                is_right = bool(dataset.labels[neighbour] == dataset.labels[query])
-                mark(axis, is_right)
-                right[name] += is_right
-                if rank == neighbours // 2 and row == 0:
-                    axis.set_title(shown(name), fontsize=16)
-                if rank == neighbours // 2 and row == len(queries) - 1:
-                    axis.set_xlabel(
-                        f"{right[name]} of {len(queries) * neighbours} are of the query's class", fontsize=12
-                    )
+                mark(axis, bool(dataset.labels[neighbour] == dataset.labels[query]))
+    axes = np.array(figure.axes).reshape(len(queries), -1)[:, 1:]
+    for name, columns in zip(embeddings, np.split(axes, len(embeddings), axis=1), strict=True):
+        right = sum(len(axis.texts) for axis in columns.flat)
+        columns[0, neighbours // 2].set_title(shown(name), fontsize=16)
+        columns[-1, neighbours // 2].set_xlabel(f"{right} of {columns.size} are of the query's class", fontsize=12)
     return figure
 
 
@@ -302,5 +298,5 @@ def mark(axis: Axes, is_right: bool) -> None:
             spine.set(edgecolor=WRONG, linewidth=1.2, linestyle=(0, (4, 3)))
     if is_right:
         disc = {"boxstyle": "circle,pad=0.15", "facecolor": RIGHT, "edgecolor": "white", "linewidth": 1}
-        place = {"transform": axis.transAxes, "ha": "center", "va": "center"}
+        place: dict[str, Any] = {"transform": axis.transAxes, "ha": "center", "va": "center"}
         axis.text(0.9, 0.9, "✓", color="white", fontsize=9, fontweight="bold", bbox=disc, **place)
