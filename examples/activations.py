@@ -136,8 +136,8 @@ def as_it_is(images: torch.Tensor) -> torch.Tensor:
 
 
 def key_of(front: nn.Module, images: Sequence[Dataset]) -> str:
-    """Another one for other weights of the front, another size of images, or other images."""
-    digest = hashlib.sha256(repr(front).encode())
+    """Another one for another front or other weights of it, another augmentation, or other images."""
+    digest = hashlib.sha256(f"{front} {make_augmentation()}".encode())
     for x in front.state_dict().values():
         digest.update(x.cpu().numpy().tobytes())
     for data in images:

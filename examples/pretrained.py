@@ -53,6 +53,9 @@ class Front(nn.Module):
             x = block(x)
         return x
 
+    def extra_repr(self) -> str:
+        return f"side={self.side}"
+
     def train(self, mode: bool = True) -> Front:
         return super().train(False)
 

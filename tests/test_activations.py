@@ -1,6 +1,7 @@
 """The files of a frozen front's activations: what is in them, when they are made, what is drawn from them."""
 
 import numpy as np
+import pretrained
 import pytest
 import torch
 from activations import activations_of, key_of
@@ -107,6 +108,11 @@ def test_a_run_that_is_stopped_leaves_no_half_of_a_file(halves, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         made(front, halves, tmp_path)
     assert {path.name for path in tmp_path.rglob("*.*")} == {"train-view0.npy", "train-view1.npy"}
+
+
+def test_another_side_of_the_pretrained_trunk_has_files_of_its_own(halves):
+    pytest.importorskip("efficientnet_lite_pytorch", reason="make test installs it")
+    assert key_of(pretrained.Front(64), halves) != key_of(pretrained.Front(96), halves)
 
 
 def test_other_weights_other_images_and_another_size_have_files_of_their_own(halves, tmp_path):
