@@ -19,7 +19,7 @@ from results import write_text
 from study.compress_study import DOCS, LARGE, PAGE, TRAININGS, embedded, written_between
 from study.pretrained import VIEWS
 from study.questions import COMPARED, Row
-from study.settings import Setting
+from study.settings import PHOTOS, Setting, cache_of
 from study.training import train
 
 BEGIN, END = "<!-- codes, written by compress_codes.py --publish -->", "<!-- end of codes -->"
@@ -32,12 +32,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--without-labels", action="store_true")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--photos", type=Path, help=PHOTOS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--publish", action="store_true", help=f"write the codes' table of {PAGE.name}, and its plot")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     name, epochs = TRAININGS[chosen.training]
-    setting = Setting(name, chosen.runs / "study-activations.pt", epochs=epochs, device=chosen.device)
+    cache = cache_of(name, chosen.runs)
+    setting = Setting(name, cache, photos=chosen.photos, epochs=epochs, device=chosen.device)
     model, _ = train(setting, Row(name, chosen.objective, LARGE, "baseline", chosen.seed))
     model.eval()
     rows = rows_of(

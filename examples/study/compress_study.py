@@ -3,6 +3,7 @@
     PYTHONPATH=examples python -m study.compress_study                                  # tables of what is published
     PYTHONPATH=examples python -m study.compress_study --measure --device cuda --processes 16
     PYTHONPATH=examples python -m study.compress_study --measure --trainings "tuned 5" --objectives supcon --seeds 0
+    PYTHONPATH=examples python -m study.compress_study --measure --trainings "photos 10" --photos FOLDER
     PYTHONPATH=examples python -m study.compress_study --publish                        # and write the page's tables,
                                                                                         # those of compress_tried too
 
@@ -29,9 +30,9 @@ from tqdm import tqdm
 
 from pml_s2sd import compress
 from study.compress_tables import CUTS, tables, tried
-from study.pretrained import TURNS, VIEWS, activations
+from study.pretrained import TURNS, VIEWS
 from study.questions import COMPARED, SEEDS, Row
-from study.settings import Setting
+from study.settings import EMOJI, PHOTOS, Setting, cache_of
 from study.training import retrieval, train
 
 PUBLISHED = Path(__file__).parent / "compress.jsonl"
@@ -45,8 +46,10 @@ TRAININGS = {
     "tuned 5": ("tuned", 5),
     "scratch 12": ("scratch", 12),
     "frozen 10": ("frozen", 10),
+    "photos 10": ("photos", 10),
 }
 """Setting and epochs; the longest first."""
+WITHOUT_PHOTOS = [training for training, (setting, _) in TRAININGS.items() if setting in EMOJI]
 LARGE = 1024
 TRAINED = (LARGE, 32, 64, 128)
 
@@ -60,10 +63,10 @@ class Training(NamedTuple):
     seed: int
 
 
-def measured(job: Training, device: str, cache: Path) -> list[dict[str, Any]]:
+def measured(job: Training, device: str, runs: Path) -> list[dict[str, Any]]:
     """The results of one training: of the model itself, and of every cut."""
     name, epochs = TRAININGS[job.training]
-    setting = _setting(name, cache, epochs, device)
+    setting = _setting(name, runs, epochs, device)
     model, took = train(setting, Row(name, job.objective, job.trained, "baseline", job.seed))
     model.eval()
     test = embedded(model, setting.test_batches())
@@ -81,10 +84,10 @@ def where(device: str) -> dict[str, str]:
 _settings: dict[Any, Setting] = {}
 
 
-def _setting(name: str, cache: Path, epochs: int, device: str) -> Setting:
+def _setting(name: str, runs: Path, epochs: int, device: str) -> Setting:
     """Loaded once a process."""
     if (name, epochs) not in _settings:
-        _settings[name, epochs] = Setting(name, cache, epochs=epochs, device=device)
+        _settings[name, epochs] = Setting(name, cache_of(name, runs), epochs=epochs, device=device)
     return _settings[name, epochs]
 
 
@@ -149,12 +152,12 @@ def wanted(chosen: argparse.Namespace, there: Sequence[dict[str, Any]]) -> list[
 
 
 def in_parallel(chosen: argparse.Namespace, function: Callable, jobs: Sequence[Any], *arguments: Any) -> None:
-    """Append the records of function(job, *arguments) of every job to chosen.results, as they come."""
-    cache = chosen.runs / "study-activations.pt"
-    activations(cache, chosen.device)
+    """Append the records of function(job, *arguments, chosen.runs) of every job to chosen.results, as they come."""
+    for name in {TRAININGS[job.training][0] for job in jobs}:  # activations are made here, not by each process
+        Setting(name, cache_of(name, chosen.runs), photos=chosen.photos, device=chosen.device)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(chosen.processes, context, initializer=_prepare) as pool, chosen.results.open("a") as file:
-        waiting = {pool.submit(function, job, *arguments, cache): job for job in jobs}
+        waiting = {pool.submit(function, job, *arguments, chosen.runs): job for job in jobs}
         for future in tqdm(as_completed(waiting), total=len(waiting), unit="training"):
             try:
                 file.writelines(json.dumps(record) + "\n" for record in future.result())
@@ -176,12 +179,13 @@ def read(path: Path) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="train what is missing in --results")
-    parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=list(TRAININGS))
+    parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=WITHOUT_PHOTOS)
     parser.add_argument("--objectives", nargs="+", choices=COMPARED, default=COMPARED)
     parser.add_argument("--trained", nargs="+", type=int, choices=TRAINED, default=TRAINED)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--results", type=Path, default=PUBLISHED)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--photos", type=Path, help=PHOTOS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--publish", action="store_true", help=f"write the tables of {PAGE.name}")

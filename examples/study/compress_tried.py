@@ -26,7 +26,7 @@ from study.compress_study import LARGE, TRAININGS, TRIED, Rows, embedded, in_par
 from study.compress_tables import tried
 from study.pretrained import TURNS, VIEWS
 from study.questions import COMPARED, Row
-from study.settings import Setting
+from study.settings import PHOTOS, Setting, cache_of
 from study.training import retrieval, train
 
 SIZES = (32, 64)
@@ -436,10 +436,10 @@ class Trial(NamedTuple):
     seed: int
 
 
-def tested(job: Trial, ideas: list[str], device: str, until: float, cache: Path) -> list[dict[str, Any]]:
+def tested(job: Trial, ideas: list[str], device: str, until: float, runs: Path) -> list[dict[str, Any]]:
     """Of one model: itself, those trained at the small sizes, and the ideas for which there is time."""
     name, epochs = TRAININGS[job.training]
-    setting = Setting(name, cache, epochs=epochs, choosing=True, device=device)
+    setting = Setting(name, cache_of(name, runs), epochs=epochs, choosing=True, device=device)
     model, _ = train(setting, Row(name, job.objective, LARGE, "baseline", job.seed))
     test = embedded(model.eval(), setting.test_batches())
     data, further = _rows(model, setting)
@@ -507,6 +507,7 @@ def main() -> None:
     parser.add_argument("--ideas", nargs="+", choices=[TRAINED, *IDEAS], default=[TRAINED, *IDEAS])
     parser.add_argument("--results", type=Path, default=TRIED)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--photos", type=Path, help=PHOTOS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no idea after that time")

@@ -7,24 +7,55 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from checkpoints import save_whole
+from groceries import GroceriesDataset
 from images import EmojiDataset, make_augmentation
+from kornia.augmentation import RandomHorizontalFlip
 from network import freeze_batch_norm
 from torch import nn
 from tqdm import tqdm
 
 FIRST_TRAINED = 14
 """Of the 16 blocks, those from this one on, and the last convolution, are fine-tuned."""
-SIDE = 96
 VIEWS = 4
 """Of each training image: as it is, and augmented."""
 FEATURES = 1280
 TURNS = 5
 """Ways to `turn` an image."""
+FEW = 16
+"""Images that the front takes at a time: their activations stay in a CPU's cache."""
+Batch = Callable[[torch.Tensor], torch.Tensor]
+"""What is done to a batch of images."""
+
+
+class Pictures(NamedTuple):
+    """What is shown to the front.
+
+    Args:
+        load: whether to train -> a data set with images (N, 3, H, W), uint8, and labels (N,).
+        side: the front sees side × side pixels.
+        augment: changes a batch in [0, 1].
+    """
+
+    load: Callable[[bool], EmojiDataset | GroceriesDataset]
+    side: int
+    augment: Batch
+
+
+def emoji() -> Pictures:
+    return Pictures(EmojiDataset, side=96, augment=make_augmentation())
+
+
+def photographs(folder: Path) -> Pictures:
+    """Of 160 pixels: the front takes a third of the time that it takes for 224."""
+    side = 160
+    flipped = nn.Sequential(RandomHorizontalFlip(p=0.5), make_augmentation())
+    return Pictures(lambda train: GroceriesDataset(folder, train, side), side, flipped)
 
 
 def load_network() -> Any:
@@ -42,23 +73,24 @@ def load_network() -> Any:
 
 
 class Front(nn.Module):
-    """Images (B, 3, H, W) in [0, 1] to activations (B, 192, 3, 3)."""
+    """Images (B, 3, H, W) in [0, 1], brought to side × side, to activations (B, 192, side / 32, side / 32)."""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, side: int) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.side = network.to(memory_format=torch.channels_last), side  # twice as fast on a CPU
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         net = self.network
-        x = nn.functional.interpolate(images, size=SIDE, mode="bilinear", align_corners=False)
-        x = net._swish(net._bn0(net._conv_stem((255 * x - 127) / 128)))
+        x = nn.functional.interpolate(images, size=self.side, mode="bilinear", align_corners=False)
+        x = (255 * x - 127) / 128
+        x = net._swish(net._bn0(net._conv_stem(x.contiguous(memory_format=torch.channels_last))))
         for block in net._blocks[:FIRST_TRAINED]:
             x = block(x)
         return x
 
 
 class LastBlocks(nn.Module):
-    """Activations to feature maps (B, 1280, 3, 3); BatchNorm stays frozen."""
+    """Activations (B, 192, H, W) to feature maps (B, 1280, H, W); BatchNorm stays frozen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,33 +114,38 @@ def turn(images: torch.Tensor, way: int) -> torch.Tensor:
     return images.rot90(way + 1, (2, 3)) if way < 3 else images.roll(way - 2, dims=1)
 
 
-@torch.inference_mode()
-def activations(cache: Path, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """float16 activations of all images and their pooled features, made once.
+def activations(cache: Path, pictures: Callable[[], Pictures], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What the file `cache` holds: made of the pictures where it is not there yet.
 
-    train (VIEWS, N, …), turned (TURNS, N, …), test (N, …).
+    float16 activations of all images and their pooled features: train (VIEWS, N, …), turned (TURNS, N, …), test (N, …),
+    each with `_features`; train_labels and test_labels (N,).
     """
     if cache.exists() and "turned" in (made := torch.load(cache)):
         return made
-    front, last = Front(load_network()).to(device), LastBlocks().eval().to(device)
-    train, test = EmojiDataset(train=True), EmojiDataset(train=False)
-    augment = make_augmentation()
+    made = _made(pictures(), device)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    save_whole(cache, made)
+    return made
+
+
+@torch.inference_mode()
+def _made(pictures: Pictures, device: torch.device | str) -> dict[str, torch.Tensor]:
+    front, last = Front(load_network(), pictures.side).to(device), LastBlocks().eval().to(device)
+    train, test = pictures.load(True), pictures.load(False)
     torch.manual_seed(0)
 
-    def run(images: torch.Tensor, change: Any = lambda batch: batch) -> torch.Tensor:
+    def run(images: torch.Tensor, change: Batch = lambda batch: batch) -> torch.Tensor:
         batches = tqdm(images.split(128), desc="activations", unit="batch")
-        return torch.cat([front(change(batch.float() / 255).to(device)).half().cpu() for batch in batches])
+        parts = (part for batch in batches for part in change(batch.float() / 255).split(FEW))
+        return torch.cat([front(part.to(device)).half().cpu() for part in parts])
 
     def pooled(x: torch.Tensor) -> torch.Tensor:
         return torch.cat([last(batch.to(device).float()).mean((2, 3)).cpu() for batch in x.split(256)])
 
-    views = [run(train.images), *(run(train.images, augment) for _ in range(VIEWS - 1))]
-    made = {"train": torch.stack(views), "test": run(test.images)}
+    views = [run(train.images), *(run(train.images, pictures.augment) for _ in range(VIEWS - 1))]
+    turned = [run(train.images, lambda x, way=way: turn(x, way)) for way in range(TURNS)]
+    made = {"train": torch.stack(views), "turned": torch.stack(turned), "test": run(test.images)}
     made["train_features"] = torch.stack([pooled(view) for view in views])
+    made["turned_features"] = torch.stack([pooled(way) for way in turned])
     made["test_features"] = pooled(made["test"])
-    made["turned"] = torch.stack([run(train.images, lambda x, way=way: turn(x, way)) for way in range(TURNS)])
-    made["turned_features"] = torch.stack([pooled(x) for x in made["turned"]])
-    made |= {"train_labels": train.labels, "test_labels": test.labels}
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    save_whole(cache, made)
-    return made
+    return made | {"train_labels": train.labels, "test_labels": test.labels}

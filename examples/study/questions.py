@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from study.settings import SETTINGS
+from study.settings import EMOJI
 from study.ways import DELAYS, GAMMAS, SPACES, TEMPERATURES
 
 COMPARED = ("multisimilarity", "margin", "triplet", "contrastive", "supcon", "proxyanchor", "arcface")
@@ -51,7 +51,7 @@ class Question(NamedTuple):
 
 
 QUESTIONS = {
-    "auto": Question("An automatic weight", ["auto"], dict.fromkeys(SETTINGS, COMPARED)),
+    "auto": Question("An automatic weight", ["auto"], dict.fromkeys(EMOJI, COMPARED)),
     "paper": Question(
         "The paper's weights",
         ["DSD", "MSD", "MSDF", "MSDFA", "auto"],

@@ -25,7 +25,7 @@ from pml_s2sd._teacher_selection import FULL_LEAD, LEAD
 from pml_s2sd.loss import AUTO_TEMPERATURE
 from study.plots import plot_gains, plot_sizes, plot_weights
 from study.questions import COMPARED, QUESTIONS, SEEDS, Row
-from study.settings import EPOCHS, SETTINGS, Setting
+from study.settings import PHOTOS, SETTINGS, Setting, cache_of
 from study.tables import Found, compare, tables
 from study.training import run
 from study.ways import WAYS
@@ -40,7 +40,7 @@ def made_by(row: Row) -> dict[str, Any]:
     way = WAYS[row.way].describe()
     if "auto" in str(way):
         way |= {"ratio": RATIO, "automatic temperature": AUTO_TEMPERATURE, "leads": [LEAD, FULL_LEAD]}
-    return {**row._asdict(), "epochs": EPOCHS[row.setting], "made": way}
+    return {**row._asdict(), "epochs": SETTINGS[row.setting].epochs, "made": way}
 
 
 def read(lines: list[str]) -> dict[Row, dict[str, Any]]:
@@ -68,11 +68,12 @@ def wanted(chosen: argparse.Namespace) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--objectives", nargs="+", choices=COMPARED, default=COMPARED)
     parser.add_argument("--ways", nargs="+", choices=WAYS)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--photos", type=Path, help=PHOTOS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--published", action="store_true", help="rows that were published are not measured again")
     parser.add_argument("--publish", action="store_true", help="write results.jsonl, and tables and plots in docs/")
@@ -88,7 +89,7 @@ def main() -> None:
         if row in known or (chosen.published and row in published):
             continue
         if row.setting not in loaded:
-            loaded[row.setting] = Setting(row.setting, chosen.runs / "study-activations.pt")
+            loaded[row.setting] = Setting(row.setting, cache_of(row.setting, chosen.runs), photos=chosen.photos)
         figures = run(loaded[row.setting], row)
         write_json(path, {**made_by(row), **figures, "torch": torch.__version__, "threads": chosen.threads})
     here = read([json.dumps(json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))])

@@ -10,7 +10,7 @@ from results import markdown_table
 from scipy import stats
 
 from study.questions import QUESTIONS, Question, Row
-from study.settings import EPOCHS
+from study.settings import SETTINGS
 
 TITLES = {"precision_at_1": "Recall@1", "mean_average_precision_at_r": "MAP@R"}
 RECALL = "precision_at_1"
@@ -30,7 +30,7 @@ def tables(found: Found) -> str:
         for setting in question.where:
             table = _table(found, question, setting)
             if table:
-                parts.append(f"### {question.title}: {setting}, {EPOCHS[setting]} epochs\n\n{table}")
+                parts.append(f"### {question.title}: {setting}, {SETTINGS[setting].epochs} epochs\n\n{table}")
     return "\n\n".join([*parts, *_summary(found), *_twice_the_size(found)])
 
 

@@ -23,7 +23,7 @@ from study.questions import Row
 from study.settings import Setting
 from study.ways import LARGE, WAYS
 
-BATCH, PER_CLASS = 112, 2
+BATCH = 112
 PREFIXES = (8, 16, 32, 64, 128)
 METRICS = ("precision_at_1", "mean_average_precision_at_r")
 OBJECTIVES = {
@@ -65,14 +65,14 @@ def build(setting: Setting, row: Row, steps: int) -> tuple[nn.Module, nn.Module,
         options = dict(way.options)
         if "feature_weight" in options or "F" in way.variant:
             options["feature_delay"] = int(way.delay * steps)
-        embedder, loss_func = s2sd(loss, setting.features, size, way.variant, miner=miner, **options)
+        embedder, loss_func = s2sd(loss, setting.kind.features, size, way.variant, miner=miner, **options)
         return trunk, embedder, loss_func, None
     if way.cut == "matryoshka":
         loss, miner = Matryoshka(row.objective, classes), None
     head = None
     if way.hidden is not None:
-        head = nn.Sequential(nn.Linear(setting.features, way.hidden), nn.ReLU(), nn.Linear(way.hidden, size))
-    return trunk, Embedder(setting.features, size, head), loss, miner
+        head = nn.Sequential(nn.Linear(setting.kind.features, way.hidden), nn.ReLU(), nn.Linear(way.hidden, size))
+    return trunk, Embedder(setting.kind.features, size, head), loss, miner
 
 
 def run(setting: Setting, row: Row) -> dict[str, Any]:
@@ -89,8 +89,8 @@ def train(setting: Setting, row: Row) -> tuple[nn.Sequential, dict[str, Any]]:
     model = nn.Sequential(trunk, embedder).to(setting.device)
     loss_func.to(setting.device)
     groups = [
-        {"params": list(trunk.parameters()), "lr": setting.trunk_lr},
-        {"params": list(embedder.parameters()), "lr": setting.head_lr},
+        {"params": list(trunk.parameters()), "lr": setting.kind.trunk_lr},
+        {"params": list(embedder.parameters()), "lr": setting.kind.head_lr},
         {"params": list(loss_func.parameters()), "lr": setting.objective_lr},
     ]
     optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)
@@ -111,7 +111,7 @@ def train(setting: Setting, row: Row) -> tuple[nn.Sequential, dict[str, Any]]:
 
 
 def batches(setting: Setting, steps: int) -> Iterator[torch.Tensor]:
-    sampler = MPerClassSampler(setting.train_labels, PER_CLASS, BATCH, len(setting.train_labels))
+    sampler = MPerClassSampler(setting.train_labels, setting.kind.per_class, BATCH, len(setting.train_labels))
     while steps > 0:
         of_epoch = torch.tensor(list(sampler)).split(BATCH)
         for samples in of_epoch[: min(steps, len(setting.train_labels) // BATCH)]:
