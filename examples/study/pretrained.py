@@ -20,13 +20,13 @@ from network import freeze_batch_norm
 from torch import nn
 from tqdm import tqdm
 
+from pml_s2sd.training_features import TURNS, turn
+
 FIRST_TRAINED = 14
 """Of the 16 blocks, those from this one on, and the last convolution, are fine-tuned."""
 VIEWS = 4
 """Of each training image: as it is, and augmented."""
 FEATURES = 1280
-TURNS = 5
-"""Ways to `turn` an image."""
 FEW = 16
 """Images that the front takes at a time: their activations stay in a CPU's cache."""
 Batch = Callable[[torch.Tensor], torch.Tensor]
@@ -107,11 +107,6 @@ class LastBlocks(nn.Module):
         super().train(mode)
         freeze_batch_norm(self)
         return self
-
-
-def turn(images: torch.Tensor, way: int) -> torch.Tensor:
-    """Images (B, 3, H, W) that show something else: turned by 90, 180, 270 degrees, or their colours exchanged."""
-    return images.rot90(way + 1, (2, 3)) if way < 3 else images.roll(way - 2, dims=1)
 
 
 def activations(cache: Path, pictures: Callable[[], Pictures], device: torch.device | str = "cpu") -> dict[str, Any]:
