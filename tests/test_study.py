@@ -66,7 +66,7 @@ def test_what_is_published_was_asked_for():
 
 def test_a_result_that_is_there_is_not_measured_again():
     def chosen(**more):
-        given = {"questions": ["cuts"], "trainings": None, "objectives": ["supcon"], "seeds": [0, 1]}
+        given = {"questions": ["cuts"], "trainings": None, "objectives": ["supcon"], "sizes": None, "seeds": [0, 1]}
         return argparse.Namespace(**{**given, **more})
 
     pca = result(40.0, 0, size=32, trained=1024, cut="PCA", training="frozen 10")
@@ -76,6 +76,7 @@ def test_a_result_that_is_there_is_not_measured_again():
     assert found[Training("frozen 10", "supcon", "baseline", 1024, 1)] == every
     assert not any(model.training == "photos 10" for model in found)
     assert {model.training for model in missing(chosen(trainings=["photos 10"]), [])} == {"photos 10"}
+    assert {model.trained for model in missing(chosen(questions=["sizes"], sizes=[64]), [])} == {64}
 
 
 def test_s2sd_at_32_is_set_beside_its_rivals_paired_by_seed():

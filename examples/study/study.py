@@ -73,8 +73,10 @@ def missing(chosen: argparse.Namespace, there: Iterable[dict[str, Any]]) -> dict
     known = {Wanted(Training(*(record[name] for name in Training._fields)), record["cut"]) for record in there}
     cuts: dict[Training, list[str]] = {}
     for model, cut in dict.fromkeys(w for name in chosen.questions for w in QUESTIONS[name].wanted(chosen.seeds)):
-        chosen_one = model.objective in chosen.objectives and (
-            model.training in chosen.trainings if chosen.trainings else not model.training.startswith("photos")
+        chosen_one = (
+            (model.training in chosen.trainings if chosen.trainings else not model.training.startswith("photos"))
+            and model.objective in chosen.objectives
+            and (chosen.sizes is None or model.trained in chosen.sizes)
         )
         if chosen_one and Wanted(model, cut) not in known:
             cuts.setdefault(model, []).append(cut)
@@ -127,6 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
     parser.add_argument("--trainings", nargs="+", help=f"setting and epochs, such as {TRAININGS}; else all of emoji")
+    parser.add_argument("--sizes", nargs="+", type=int, help="that models are trained at; else all")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--publish", action="store_true", help="write the tables and plots of the docs")
     add_arguments(parser, PUBLISHED)

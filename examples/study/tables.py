@@ -11,7 +11,7 @@ from results import markdown_table
 from scipy import stats
 
 from study.cuts import ITSELF, SIZES, WITH_TURNED
-from study.questions import COMPARED, EXAMINED, LARGE, MAIN, QUESTIONS, TRAININGS
+from study.questions import COMPARED, EMBEDDING_SIZE, EXAMINED, LARGE, MAIN, QUESTIONS, TRAININGS
 
 RECALL, MAP = "precision_at_1", "mean_average_precision_at_r"
 METRICS = {RECALL: "Recall@1", MAP: "MAP@R"}
@@ -210,7 +210,10 @@ def _by_its_own_call(found: Found) -> str:
     rows = []
     for training in TRAININGS:
         for objective in COMPARED:
-            own = {cut: Case(training, objective, "S2SD", 32, cut, 32) for cut in (ITSELF, "consolidated")}
+            own = {
+                cut: Case(training, objective, "S2SD", EMBEDDING_SIZE, cut, EMBEDDING_SIZE)
+                for cut in (ITSELF, "consolidated")
+            }
             if own["consolidated"] in found:
                 seeds = sorted(found[own["consolidated"]][RECALL])
                 for seed in seeds:
@@ -226,6 +229,13 @@ def _by_its_own_call(found: Found) -> str:
     return markdown_table(header, rows) if rows else ""
 
 
+def labels_alone(training: str, objective: str, size: int) -> Case:
+    """Of the trunk that S2SD trains; a frozen one is the same for every objective."""
+    if training.startswith("frozen"):
+        return cut_of_large(training, MAIN[0], "labels alone", size)
+    return Case(training, objective, "S2SD", EMBEDDING_SIZE, "labels alone", size)
+
+
 def _alternatives(found: Found) -> str:
     longer = {"frozen 10": "frozen 50", "tuned 5": "tuned 7"}
     rows = []
@@ -234,9 +244,7 @@ def _alternatives(found: Found) -> str:
             for size in SIZES:
                 ours = recommended(training, objective, size)
                 others = {
-                    "labels alone": cut_of_large(
-                        training, MAIN[0] if training.startswith("frozen") else objective, "labels alone", size
-                    ),
+                    "labels alone": labels_alone(training, objective, size),
                     "Matryoshka of 128": Case(training, objective, "Matryoshka", 128, "first", size),
                     "PCA of 1,024": cut_of_large(training, objective, "PCA", size),
                     f"longer: {more} epochs": baseline(more, objective, size),
