@@ -95,7 +95,7 @@ def test_the_mean_over_objectives_is_taken_seed_by_seed():
     records = results([40.0, 41.0, 42.0]) + results([42.0, 42.0, 42.0], trained=1024, cut=WITH_TURNED)
     records += results([40.0, 40.0], objective="margin")
     records += results([39.0, 36.0], objective="margin", trained=1024, cut=WITH_TURNED)
-    by_seed, by_objective = tables.over_objectives(Found.of(records), "tuned 5", tables.RIVALS[0], tables.RECALL)
+    by_seed, by_objective = tables.over_objectives(Found.of(records), "tuned 5", tables.RIVALS[0])
     assert by_seed == {0: (2 - 1) / 2, 1: (1 - 4) / 2}  # seed 2 is not there for both
     assert by_objective == [-2.5, 1.0]  # margin, supcon
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from results import markdown_table
@@ -95,8 +95,8 @@ class Rival(NamedTuple):
     """What S2SD at 32 is compared with: of every training and objective a case."""
 
     title: str
-    case: Any
-    """(training, objective) -> Case."""
+    case: Callable[[str, str], Case]
+    """Of training and objective."""
 
 
 RIVALS = (
@@ -108,12 +108,14 @@ RIVALS = (
 )
 
 
-def over_objectives(found: Found, training: str, rival: Rival, metric: str) -> tuple[dict[int, float], list[float]]:
-    """S2SD at 32 less the rival: of each seed the mean over the objectives measured, and each objective's mean.
+def over_objectives(
+    found: Found, training: str, rival: Rival, metric: str = RECALL, size: int = 32
+) -> tuple[dict[int, float], list[float]]:
+    """S2SD less the rival: of each seed the mean over the objectives measured, and each objective's mean.
 
     Seeds that one of these objectives lacks are left out.
     """
-    pairs = [found.pairs(recommended(training, o, 32), rival.case(training, o), metric) for o in COMPARED]
+    pairs = [found.pairs(recommended(training, o, size), rival.case(training, o), metric) for o in COMPARED]
     pairs = [by_seed for by_seed in pairs if by_seed]
     seeds = set.intersection(*map(set, pairs)) if pairs else set()
     return (
@@ -130,14 +132,15 @@ def in_short(found: Found) -> str:
 def _in_short(found: Found, metric: str) -> str:
     rows = []
     for training in TRAININGS:
-        cells = []
-        for rival in RIVALS:
-            by_seed, by_objective = over_objectives(found, training, rival, metric)
-            ahead = sum(value > 0 for value in by_objective)
-            cells.append(f"{interval([*by_seed.values()])}, {ahead} of {len(by_objective)}" if by_seed else "")
+        cells = [_mean_and_ahead(*over_objectives(found, training, rival, metric)) for rival in RIVALS]
         if any(cells):
             rows.append([training, *cells])
     return markdown_table([f"{METRICS[metric]}, S2SD at 32 less", *(rival.title for rival in RIVALS)], rows)
+
+
+def _mean_and_ahead(by_seed: BySeed, by_objective: Sequence[float]) -> str:
+    ahead = sum(value > 0 for value in by_objective)
+    return f"{interval([*by_seed.values()])}, {ahead} of {len(by_objective)}" if by_seed else ""
 
 
 def page(records: Sequence[Mapping[str, Any]]) -> str:
@@ -158,6 +161,7 @@ def tables(records: Sequence[Mapping[str, Any]]) -> str:
     parts = {
         "In short": f"The mean over objectives, and how many of them are ahead.\n\n{in_short(found)}",
         **{f"S2SD at 32: {training} epochs": _at_32(found, training) for training in TRAININGS},
+        "Every size, in short": "\n\n".join(_sizes_in_short(found, metric) for metric in METRICS),
         "Every size": _every_size(found),
         "S2SD by its own call": _by_its_own_call(found),
         "What a user would pick instead": _alternatives(found),
@@ -188,6 +192,25 @@ def _at_32(found: Found, training: str) -> str:
             )
     header = ["objective", "baseline at 32", "S2SD at 32", *(f"less {rival.title}" for rival in RIVALS)]
     return markdown_table([*header, "seeds of the baseline at 32"], rows) if rows else ""
+
+
+def _sizes_in_short(found: Found, metric: str) -> str:
+    def rivals(d: int) -> list[Rival]:
+        return [
+            Rival("the baseline at d", lambda t, o: baseline(t, o, d)),
+            Rival("the baseline at 2 d", lambda t, o: baseline(t, o, 2 * d)),
+            Rival("PCA of 1,024 to d", lambda t, o: cut_of_large(t, o, "PCA", d)),
+            Rival("the large space, 1,024", lambda t, o: baseline(t, o, LARGE)),
+        ]
+
+    rows = []
+    for training in TRAININGS:
+        for size in SIZES:
+            cells = [_mean_and_ahead(*over_objectives(found, training, rival, metric, size)) for rival in rivals(size)]
+            if any(cells):
+                rows.append([training, str(size), *cells])
+    header = ["training", f"d; {METRICS[metric]}, S2SD at d less", *(rival.title for rival in rivals(0))]
+    return markdown_table(header, rows) if rows else ""
 
 
 def _every_size(found: Found) -> str:
