@@ -60,7 +60,7 @@ class Question(NamedTuple):
 EVERYWHERE = dict.fromkeys(TRAININGS, COMPARED)
 QUESTIONS = {
     "sizes": Question(EVERYWHERE, sizes=(LARGE, 32, 64, 128)),
-    "small sizes": Question({"frozen 10": EXAMINED}, sizes=(8, 16)),
+    "small sizes": Question({"frozen 10": COMPARED}, sizes=(8, 16)),
     "cuts": Question(EVERYWHERE, sizes=(LARGE,), cuts=("PCA", *COMPRESSED)),
     "S2SD": Question({"tuned 5": EXAMINED}, ["S2SD"], cuts=(ITSELF, "consolidated", "labels alone")),
     "labels alone": Question({"frozen 10": MAIN}, sizes=(LARGE,), cuts=("labels alone",)),
