@@ -18,7 +18,7 @@ from pytorch_metric_learning.distances import CosineSimilarity
 
 from pml_s2sd import distillation
 from pml_s2sd._similarity import Similarity
-from pml_s2sd.distillation import Comparison, Teaching, mean_divergences
+from pml_s2sd.distillation import Comparison, mean_divergences
 
 SIZES = (128, 512, 1024, 1536, 2048)
 D = Similarity(CosineSimilarity())
@@ -31,7 +31,7 @@ def distil(rows: int) -> tuple[float, float]:
     reset_peak()
     before, started = peak_mebibytes(), time.perf_counter()
     student, *teachers = (Comparison(x, x) for x in map(D.prepare, (z, *aux)))
-    mean_divergences(D, student, [Teaching(teachers)], temperature=1.0)[0].backward()
+    mean_divergences(D, student, [teachers], temperature=1.0)[0].backward()
     return time.perf_counter() - started, peak_mebibytes() - before
 
 

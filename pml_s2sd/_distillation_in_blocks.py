@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .distillation import Comparison, Matrix, Teaching, row_log_probs, rows_of
+from .distillation import Comparison, Matrix, Teacher, row_log_probs, rows_of
 
 BLOCK_ENTRIES = 2**20
 """Entries of a block of rows."""
@@ -17,18 +17,18 @@ BLOCK_ENTRIES = 2**20
 def mean_divergences_in_blocks(
     D: Matrix,
     student: Comparison,
-    teachings: Sequence[Teaching],
+    terms: Sequence[Sequence[Teacher]],
     temperature: float,
     self_columns: torch.Tensor | None,
 ) -> list[torch.Tensor]:
     """As `pml_s2sd.distillation.mean_divergences`."""
-    return list(_DivergencesInBlocks.apply(D, teachings, temperature, self_columns, *student))
+    return list(_DivergencesInBlocks.apply(D, terms, temperature, self_columns, *student))
 
 
 class _DivergencesInBlocks(torch.autograd.Function):
     """The gradient with respect to D^z is known in closed form,
 
-    ∂ Σ_i w_i KL(D^z, D^{t_i}) / ∂D^z = T / B · Σ_i w_i ( softmax(D^z / T) - softmax(D^{t_i} / T) ),
+    ∂ (1/m) Σ_i KL(D^z, D^{t_i}) / ∂D^z = T / B · (1/m) Σ_i ( softmax(D^z / T) - softmax(D^{t_i} / T) ),
 
     and taken on to z by D's own derivative while the block is at hand.
     """
@@ -37,7 +37,7 @@ class _DivergencesInBlocks(torch.autograd.Function):
     def forward(
         ctx: Any,
         D: Matrix,
-        teachings: Sequence[Teaching],
+        terms: Sequence[Sequence[Teacher]],
         T: float,
         self_columns: torch.Tensor | None,
         x: torch.Tensor,
@@ -45,9 +45,8 @@ class _DivergencesInBlocks(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         B, R = len(x), len(ref)
         with_gradient = any(ctx.needs_input_grad)
-        weights = [_weights(D, teaching, x, ref) for teaching in teachings]
-        values = [x.new_zeros(()) for _ in teachings]
-        gradients = [(torch.zeros_like(x), torch.zeros_like(ref)) for _ in teachings] if with_gradient else []
+        values = [x.new_zeros(()) for _ in terms]
+        gradients = [(torch.zeros_like(x), torch.zeros_like(ref)) for _ in terms] if with_gradient else []
         block_rows = max(1, BLOCK_ENTRIES // R)
         for start in range(0, B, block_rows):
             rows = slice(start, start + block_rows)
@@ -57,18 +56,18 @@ class _DivergencesInBlocks(torch.autograd.Function):
             left_out = None if self_columns is None else self_columns[rows]
             log_p = row_log_probs(similarities.detach(), T, left_out)
             p = log_p.exp()
-            for k, (teachers, _) in enumerate(teachings):
+            for k, teachers in enumerate(terms):
                 toward_p = torch.zeros_like(p) if with_gradient else None
-                for w, teacher in zip(weights[k], teachers, strict=True):
+                for teacher in teachers:
                     log_q = row_log_probs(rows_of(D, teacher, rows), T, left_out)
                     q = log_q.exp()
-                    values[k] += (T**2 / B) * w * torch.sum(q * log_q.sub_(log_p))
+                    values[k] += T**2 / (B * len(teachers)) * torch.sum(q * log_q.sub_(log_p))
                     if toward_p is not None:
-                        toward_p += q.sub_(p).mul_(-w)
+                        toward_p += q.sub_(p).div_(-len(teachers))
                 if toward_p is not None:
                     wanted = (block, columns)
                     into_block, into_columns = torch.autograd.grad(
-                        similarities, wanted, (T / B) * toward_p, retain_graph=k + 1 < len(teachings)
+                        similarities, wanted, (T / B) * toward_p, retain_graph=k + 1 < len(terms)
                     )
                     gradients[k][0][rows] += into_block
                     gradients[k][1].add_(into_columns)
@@ -82,13 +81,3 @@ class _DivergencesInBlocks(torch.autograd.Function):
         into_x = sum(g * of_value for g, of_value in zip(saved[0::2], of_values, strict=True))
         into_ref = sum(g * of_value for g, of_value in zip(saved[1::2], of_values, strict=True))
         return None, None, None, None, into_x, into_ref
-
-
-def _weights(D: Matrix, teaching: Teaching, x: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
-    """w_i, (m,), by rows spread evenly over the batch, which may be sorted by class."""
-    teachers, weigh = teaching
-    if weigh is None:
-        return x.new_full((len(teachers),), 1 / len(teachers))
-    as_many_as_a_block = max(1, BLOCK_ENTRIES // len(ref))
-    rows = slice(None, None, -(-len(x) // as_many_as_a_block))
-    return weigh([D(x[rows], ref), *(rows_of(D, teacher, rows) for teacher in teachers)], rows).to(x.dtype)

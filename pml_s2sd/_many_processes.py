@@ -143,17 +143,6 @@ class ManyProcesses:
             self._self_columns = columns_of_copies(z, self.columns.embeddings)
         return self._self_columns
 
-    @torch.compiler.disable
-    def classes(self) -> tuple[torch.Tensor, torch.Tensor]:
-        device = self.rows.embeddings.device
-        rows = self.call.labels
-        if rows is None:  # two views
-            rows = columns = torch.arange(self.gathering.local.start, self.gathering.local.stop, device=device)
-        else:
-            rows = rows.to(device)
-            columns = rows if self.call.with_itself else self.call.arguments["ref_labels"].to(device)
-        return rows, self.column_gathering.rows_of_all(columns)
-
     def known_cosines(self, space: int, shared: SharedSimilarities) -> torch.Tensor | None:
         known = shared.known(space, self.objective_inputs.get(space))
         in_order = self.call.with_itself and not self.local_first
@@ -161,11 +150,6 @@ class ManyProcesses:
 
     def part_of_mean(self, mean_over_rows: torch.Tensor) -> torch.Tensor:
         return self.gathering.mean_factor * mean_over_rows
-
-    @torch.compiler.disable
-    def sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
-        dist.all_reduce(values, group=self.gathering.group)
-        return values
 
 
 class ExactDistributedLoss(nn.Module):

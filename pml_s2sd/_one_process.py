@@ -49,14 +49,6 @@ class OneProcess:
             self._self_columns = columns_of_copies(z, self.columns.embeddings)
         return self._self_columns
 
-    def classes(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The labels of rows, (B,), and of columns, (R,); without labels, row i and column i are of one class."""
-        labels = self.call.labels
-        if labels is None:
-            views = torch.arange(len(self.rows.embeddings), device=self.rows.embeddings.device)
-            return views, views
-        return labels, labels if self.call.with_itself else self.call.arguments["ref_labels"]
-
     def known_cosines(self, space: int, shared: SharedSimilarities) -> torch.Tensor | None:
         """The cosines of rows and columns in an auxiliary space, (B, R), where its objective has asked for them."""
         return shared.known(space, of_space(self.rows, space)) if self.call.with_itself else None
@@ -64,7 +56,3 @@ class OneProcess:
     def part_of_mean(self, mean_over_rows: torch.Tensor) -> torch.Tensor:
         """This process's part of the mean over the rows of all."""
         return mean_over_rows
-
-    def sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum of every process's values."""
-        return values

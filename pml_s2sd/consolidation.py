@@ -36,7 +36,7 @@ def consolidate(  # type: ignore[misc]  # the overloads leave the options to thi
     size: int | Sequence[int] | None = None,
     label_weight: float = 0.3,
     temperature: float = 0.05,
-    subset_rows: int = 2048,
+    subset_rows: int = 512,
     steps: int = 300,
     learning_rate: float = 3e-3,
     seed: int | torch.Generator = 0,
@@ -48,7 +48,7 @@ def consolidate(  # type: ignore[misc]  # the overloads leave the options to thi
 
     over random subsets of the training set, nobody compared with itself. In a batch of a hundred the small space
     is shown few of the similarities that it is to keep; here it is shown them by the million. It is one linear map, of
-    any size: one training gives every size. The engine is that of `compress`; it takes a minute or two on a CPU.
+    any size: one training gives every size. The engine is that of `compress`; it takes seconds on a CPU.
 
     Args:
         embedder: the trained one, such as ``model[1]``. Its auxiliary spaces are the teachers; where it has none, the

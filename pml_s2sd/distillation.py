@@ -24,27 +24,15 @@ class Comparison(NamedTuple):
 Teacher = Comparison | torch.Tensor
 """A teacher's batch, or its similarities (B, R) where they are known already."""
 
-Weigh = Callable[[Sequence[torch.Tensor], slice], torch.Tensor]
-"""From the similarities of the student and of the m teachers, (rows, R) each, and which rows of the batch these are, to
-the w_i, (m,)."""
-
-
-class Teaching(NamedTuple):
-    """Teachers of one term, and how much each is followed."""
-
-    teachers: Sequence[Teacher]
-    weigh: Weigh | None = None
-    """Called once, without gradient; None: 1/m each."""
-
 
 def mean_divergences(
     D: Matrix,
     student: Comparison,
-    teachings: Sequence[Teaching],
+    terms: Sequence[Sequence[Teacher]],
     temperature: float,
     self_columns: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
-    """Σ_i w_i KL(D^z, D^{t_i}) over the m ≥ 1 teachers t_i of each teaching, w_i = 1/m by default.
+    """(1/m) Σ_i KL(D^z, D^{t_i}) over the m ≥ 1 teachers t_i of each term.
 
     Where D has more than `WHOLE_ENTRIES` entries, rows are handled in blocks and the gradient is
     made along with the value, so that memory grows with B, not with B²; value and gradient are
@@ -53,35 +41,33 @@ def mean_divergences(
     Args:
         D: (x, ref) -> (B, R), the similarities of rows of x to rows of ref.
         student: z; the gradient goes into its x and ref.
-        teachings: teachers, each of the student's B and R; no gradient goes into them, nor into the w_i.
+        terms: the teachers of each, of the student's B and R; no gradient goes into them.
         temperature: T > 0.
         self_columns: (B,), int64, the column in which each row meets itself, -1 where in none: left out of the
             softmax. None: every entry counts.
 
     Returns:
-        A scalar a teaching.
+        A scalar a term.
 
     Example:
         >>> import torch
-        >>> from pml_s2sd.distillation import Comparison, Teaching, mean_divergences
+        >>> from pml_s2sd.distillation import Comparison, mean_divergences
         >>> z = torch.eye(2)
         >>> D = lambda x, ref: x @ ref.T
-        >>> mean_divergences(D, Comparison(z, z), [Teaching([Comparison(z, z)])], temperature=1.0)
+        >>> mean_divergences(D, Comparison(z, z), [[Comparison(z, z)]], temperature=1.0)
         [tensor(0.)]
     """
     if len(student.x) * len(student.ref) > WHOLE_ENTRIES:
         from ._distillation_in_blocks import mean_divergences_in_blocks  # it loads torch's compiler
 
-        return mean_divergences_in_blocks(D, student, teachings, temperature, self_columns)
-    of_student = D(*student)
-    log_probs = row_log_probs(of_student, temperature, self_columns)
+        return mean_divergences_in_blocks(D, student, terms, temperature, self_columns)
+    log_probs = row_log_probs(D(*student), temperature, self_columns)
     values = []
-    for teachers, weigh in teachings:
+    for teachers in terms:
         with torch.no_grad():
             similarities = [rows_of(D, teacher, slice(None)) for teacher in teachers]
-            weights = None if weigh is None else weigh([of_student.detach(), *similarities], slice(None))
-        of_teachers = torch.stack([divergence(log_probs, t, temperature, self_columns) for t in similarities])
-        values.append(of_teachers.mean() if weights is None else (weights * of_teachers).sum())
+        of_teachers = [divergence(log_probs, t, temperature, self_columns) for t in similarities]
+        values.append(torch.stack(of_teachers).mean())
     return values
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
@@ -14,13 +14,12 @@ from torch import nn
 
 from ._argument_checks import check_embedder, check_instance, check_int, check_number
 from ._call import Call, of_space
-from ._fixed_weights import FixedWeights
 from ._kept_state import keep
 from ._live_objectives import LiveObjectives
 from ._one_process import OneProcess
 from ._shared_similarities import SharedSimilarities, is_plain_cosine
 from ._similarity import Similarity
-from .distillation import Teacher, Teaching, mean_divergences
+from .distillation import Teacher, mean_divergences
 from .distributed import Processes
 from .embedder import S2SDEmbedder
 from .embeddings import S2SDEmbeddings
@@ -30,12 +29,10 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
-AUTO_TEMPERATURE = 0.05
-POOR_TEACHERS = (
-    'distill_weight="auto" with auxiliary heads of the kind "mlp": linear ones gave larger gains '
-    '(docs/study.md); take S2SDEmbedder(…, aux_head="linear", aux_gradient=False), which s2sd() makes'
-)
-
+APART_TEMPERATURE = 0.05
+APART_WEIGHT = 1600.0
+"""T and γ where the base head has the features to itself. γ is four times the 1 / T² that undoes the KL's T²: so much
+that the distillation leads also beside objectives with long gradients, such as ArcFace."""
 
 IN_EVAL_MODE = (
     "this S2SDLoss is in eval mode, where it is the base objective alone, while the embedder is in training mode: "
@@ -57,8 +54,9 @@ class S2SDLoss(nn.Module):
         KL(D^z, D^t) = T² / B · Σ_rows KL( softmax(D^t / T) ‖ softmax(D^z / T) ),  no gradient into t
 
     z are the base embeddings, a_i the m auxiliary ones, φ the features, D^x the similarities of
-    the rows of x with each other, the diagonal included. With m = 0 the bracket is L(z) alone and
-    the second term is absent.
+    the rows of x with each other. With m = 0 the bracket is L(z) alone and the second term is absent. Where the base
+    head has the features to itself (``base_gradient=False``), L(z) and the L(a_i) train nothing in common, and the ½ is
+    left out: the trunk is trained as by the objective alone at the larger size.
 
     Always the outermost loss; PML's wrappers go inside. In eval mode it is L(z) alone, by PML's own code, and
     takes a plain tensor: a validation loss. As in PML, a CrossBatchMemory takes in what it is given in eval mode
@@ -76,13 +74,12 @@ class S2SDLoss(nn.Module):
         embedder: the `S2SDEmbedder`, only read for its sizes; not registered as a submodule.
         aux_loss: another objective, or callable, for the auxiliary spaces.
         miner: a PML miner; each space mines its own tuples.
-        distill_weight: γ ≥ 0. The paper's 50 belongs to a pretrained trunk and a learning rate of
-            1e-5; training from scratch wants γ between 1 and 5. ``"auto"``: none to choose, for a pretrained trunk;
-            it follows those spaces that retrieve better than the base space, and needs labels to tell
-            (`pml_s2sd._automatic_weights`).
-        temperature: T > 0; by default 1, as in the paper, or 0.05 with an automatic weight.
+        distill_weight: γ ≥ 0. Without ``base_gradient`` by default 1600. With it there is no default, as none fits
+            all: the paper's 50 belongs to a pretrained trunk and a learning rate of 1e-5, training from scratch wants
+            1 to 5.
+        temperature: T > 0; by default 1, as in the paper, or 0.05 without ``base_gradient``.
         include_diagonal: whether a sample's similarity to itself, or to its own copy among the references, counts in
-            the softmax; by default it does, as in the paper, and does not with an automatic weight.
+            the softmax; by default it does, as in the paper, and does not without ``base_gradient``.
         feature_weight: γ_F ≥ 0.
         feature_delay: feature distillation starts after this many training calls.
         distance: gives D; a PML distance. Where small means similar (`LpDistance`, `SNRDistance`),
@@ -109,8 +106,7 @@ class S2SDLoss(nn.Module):
     Attributes:
         terms: of the last training call, of this process, detached scalars: ``base`` L(z), ``aux`` (1/m) Σ L(a_i),
             ``distill`` (1/m) Σ KL(D^z, D^{a_i}), ``feature`` KL(D^z, D^φ); unweighted, 0 where a
-            term is absent, switched off or not started. Nothing waits for a device before `terms_as_numbers`. With an
-            automatic weight ``distill`` is Σ w_i KL, and ``distill_weight`` the weight of the last backward pass.
+            term is absent, switched off or not started. Nothing waits for a device before `terms_as_numbers`.
         calls: the number of training calls so far, part of the state_dict, as are the positions of
             PML's memory queues.
         base_loss, aux_losses: the objective of each space, the latter by the names ``a1`` … ``am``.
@@ -148,7 +144,7 @@ class S2SDLoss(nn.Module):
         *,
         aux_loss: ObjectiveOrFactory | None = None,
         miner: nn.Module | None = None,
-        distill_weight: float | Literal["auto"] = 50.0,
+        distill_weight: float | None = None,
         temperature: float | None = None,
         include_diagonal: bool | None = None,
         feature_weight: float = 0.0,
@@ -160,21 +156,22 @@ class S2SDLoss(nn.Module):
         if isinstance(loss, S2SDLoss) or isinstance(aux_loss, S2SDLoss):
             raise TypeError("loss is an S2SDLoss already; pass the PML objective that is inside it")
         check_embedder(embedder)
-        automatic = distill_weight == "auto"
-        temperature = (AUTO_TEMPERATURE if automatic else 1.0) if temperature is None else temperature
+        apart = not getattr(embedder, "base_gradient", True)
+        temperature = (APART_TEMPERATURE if apart else 1.0) if temperature is None else temperature
         check_number("temperature", temperature, above=0)
-        include_diagonal = (not automatic) if include_diagonal is None else include_diagonal
+        include_diagonal = (not apart) if include_diagonal is None else include_diagonal
         if not isinstance(include_diagonal, bool):
             raise TypeError(f"include_diagonal must be a bool, got {include_diagonal!r}")
-        if automatic and embedder.aux_sizes and getattr(embedder, "aux_head", None) == "mlp":
-            warnings.warn(POOR_TEACHERS, stacklevel=2)
+        if distill_weight is None:
+            distill_weight = _default_weight(apart, len(embedder.aux_sizes))
+        self.distill_weight, self.feature_weight = distill_weight, feature_weight
         check_int("feature_delay", feature_delay, at_least=0)
         check_instance("miner", miner, nn.Module, "a pytorch_metric_learning miner")
         check_instance("distance", distance, BaseDistance, "a pytorch_metric_learning distance")
 
         self.embedding_size = embedder.embedding_size
         self.aux_sizes = tuple(embedder.aux_sizes)
-        self.weights = _weights(distill_weight, feature_weight, teachers=len(self.aux_sizes))
+        self._objective_share = 1.0 if apart else 0.5
         self.base_loss = base_objective(loss, self.embedding_size)
         self.aux_losses = _by_space(aux_objectives(loss if aux_loss is None else aux_loss, self.aux_sizes))
         self.miner = miner
@@ -205,62 +202,56 @@ class S2SDLoss(nn.Module):
             return step.objective(0, step.rows.embeddings, self.base_loss, self.miner)
 
         self._carry_over()
-        z, students = self.weights.students(step)
         with self._shared.for_one_step():
-            base, aux = self._objective_terms(step, z)
-            kl = self._distillation_terms(step, students)
-        total = self.weights.total(base, aux, kl)
+            base, aux = self._objective_terms(step)
+            kl = self._distillation_terms(step)
+        total = base if aux is None else self._objective_share * (base + aux)
+        if "distill" in kl:
+            total = total + self.distill_weight * kl["distill"]
+        if "feature" in kl:
+            total = total + self.feature_weight * kl["feature"]
 
         values = {"base": base, "aux": aux, "distill": kl.get("distill"), "feature": kl.get("feature")}
         self.terms = {name: base.new_zeros(()) if term is None else term.detach() for name, term in values.items()}
-        self.terms |= self.weights.found()
         for live in self._live:
             live.remember()
         if torch.is_grad_enabled():
             keep(self.calls, self.calls + 1)
         return total
 
-    def _objective_terms(self, step: OneProcess, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _objective_terms(self, step: OneProcess) -> tuple[torch.Tensor, torch.Tensor | None]:
         """L(z) and (1/m) Σ_i L(a_i), the latter None where m = 0."""
-        spaces = zip((z, *step.rows.aux), self._losses, self._miners, strict=True)
+        spaces = zip((step.rows.embeddings, *step.rows.aux), self._losses, self._miners, strict=True)
         base, *aux = [step.objective(space, x, loss, miner) for space, (x, loss, miner) in enumerate(spaces)]
         return base, torch.stack(aux).mean() if aux else None
 
-    def _distillation_terms(
-        self, step: OneProcess, students: Sequence[tuple[torch.Tensor, torch.Tensor]]
-    ) -> dict[str, torch.Tensor]:
-        """``distill`` Σ_i w_i KL(D^z, D^{a_i}) and ``feature`` KL(D^z, D^φ), without those that are switched off."""
+    def _distillation_terms(self, step: OneProcess) -> dict[str, torch.Tensor]:
+        """``distill`` (1/m) Σ_i KL(D^z, D^{a_i}) and ``feature`` KL(D^z, D^φ), without those that are switched off."""
         D = Similarity(self.distance)
-        teachings = self._teachings(D, step)
-        kl: dict[str, torch.Tensor] = {}
-        if not teachings:
-            return kl
+        with torch.no_grad():
+            teachers = self._teachers(D, step)
+        if not teachers:
+            return {}
+        z = step.rows.embeddings
+        student = D.comparison(z, step.student_columns(z))
         left_out = None if self.include_diagonal else step.self_columns()
-        for (z, columns), terms in zip(students, self.weights.terms_of_students, strict=True):
-            learnt = [term for term in terms if term in teachings]
-            if learnt:
-                student, of_terms = D.comparison(z, columns), [teachings[term] for term in learnt]
-                values = mean_divergences(D, student, of_terms, self.temperature, left_out)
-                kl |= {term: step.part_of_mean(value) for term, value in zip(learnt, values, strict=True)}
+        values = mean_divergences(D, student, list(teachers.values()), self.temperature, left_out)
+        kl = {term: step.part_of_mean(value) for term, value in zip(teachers, values, strict=True)}
         if "feature" in kl:
             # Multiplied, not branched on: the count stays a tensor, so that nothing waits for a device and
             # torch.compile does not compile anew as it grows.
             kl["feature"] = kl["feature"] * (self.calls >= self.feature_delay)
         return kl
 
-    def _teachings(self, D: Similarity, step: OneProcess) -> dict[str, Teaching]:
-        """The teachers of each term."""
-        teachings = {}
+    def _teachers(self, D: Similarity, step: OneProcess) -> dict[str, list[Teacher]]:
+        """Those of each term."""
+        teachers: dict[str, list[Teacher]] = {}
         from_aux, from_features = self._distills
         if from_aux:
-            weigh = self.weights.of_teachers(step)
-            with torch.no_grad():
-                teachers = [self._aux_teacher(D, step, space) for space, _ in enumerate(step.rows.aux, start=1)]
-            teachings["distill"] = Teaching(teachers, weigh)
+            teachers["distill"] = [self._aux_teacher(D, step, i) for i, _ in enumerate(step.rows.aux, start=1)]
         if from_features:
-            with torch.no_grad():
-                teachings["feature"] = Teaching([D.comparison(step.rows.features, step.columns.features)])
-        return teachings
+            teachers["feature"] = [D.comparison(step.rows.features, step.columns.features)]
+        return teachers
 
     def _aux_teacher(self, D: Similarity, step: OneProcess, space: int) -> Teacher:
         """An auxiliary space as a teacher; its similarities, where its objective has asked for the same ones."""
@@ -288,10 +279,7 @@ class S2SDLoss(nn.Module):
         if self.miner is not None and labels is None:
             raise ValueError("the miner needs labels, got None")
         sizes = (self.embedding_size, self.aux_sizes)
-        call = Call.checked(embeddings, labels, indices_tuple, *references, sizes=sizes, training=self.training)
-        if self.training:
-            self.weights.check(call)
-        return call
+        return Call.checked(embeddings, labels, indices_tuple, *references, sizes=sizes, training=self.training)
 
     def _warn_of_silence(self, embeddings: Any) -> None:
         """Say once what trains less than its user believes."""
@@ -309,27 +297,22 @@ class S2SDLoss(nn.Module):
             warnings.warn(message, stacklevel=4)
 
     @property
-    def distill_weight(self) -> float | str:
-        return self.weights.distill
+    def distill_weight(self) -> float:
+        return self._distill_weight
 
     @distill_weight.setter
     def distill_weight(self, weight: float) -> None:
-        if self.weights.distill == "auto" or isinstance(weight, str):
-            raise ValueError(
-                f"distill_weight was {self.weights.distill!r} when this loss was made and cannot become {weight!r}, as "
-                "T, the diagonal and the auxiliary heads go with it; make a new S2SDLoss"
-            )
         check_number("distill_weight", weight, at_least=0)
-        self.weights.distill = float(weight)
+        self._distill_weight = float(weight)
 
     @property
     def feature_weight(self) -> float:
-        return self.weights.feature
+        return self._feature_weight
 
     @feature_weight.setter
     def feature_weight(self, weight: float) -> None:
         check_number("feature_weight", weight, at_least=0)
-        self.weights.feature = float(weight)
+        self._feature_weight = float(weight)
 
     @property
     def _distills(self) -> tuple[bool, bool]:
@@ -439,19 +422,13 @@ class S2SDLoss(nn.Module):
         )
 
 
-def _weights(distill: float | str, feature: float, teachers: int) -> Any:
-    """Numbers as weights, or an automatic one, where there is an auxiliary space to follow."""
-    check_number("feature_weight", feature, at_least=0)
-    if not isinstance(distill, str):
-        check_number("distill_weight", distill, at_least=0)
-        return FixedWeights(float(distill), float(feature))
-    if distill != "auto":
-        raise ValueError(f'distill_weight must be a number or "auto", got {distill!r}')
-    if not teachers:
-        return FixedWeights(0.0, float(feature))
-    from ._automatic_weights import AutomaticWeights  # it loads torch's compiler
-
-    return AutomaticWeights(teachers, float(feature))
+def _default_weight(apart: bool, teachers: int) -> float:
+    if apart or not teachers:
+        return APART_WEIGHT
+    raise ValueError(
+        "distill_weight is missing; s2sd(loss, in_features, embedding_size) makes embedder and loss with all that goes "
+        "together, and the paper's weight is 50"
+    )
 
 
 def _by_space(modules: Sequence[nn.Module | None]) -> nn.ModuleDict:

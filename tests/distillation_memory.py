@@ -11,7 +11,7 @@ import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 
 from pml_s2sd._similarity import Similarity
-from pml_s2sd.distillation import Comparison, Teaching, mean_divergences
+from pml_s2sd.distillation import Comparison, mean_divergences
 
 D = Similarity(CosineSimilarity())
 
@@ -20,7 +20,7 @@ def distil(rows: int) -> None:
     z = torch.randn(rows, 32, requires_grad=True)
     prepared = [D.prepare(x) for x in (z, *(torch.randn(rows, d) for d in (64, 96, 128, 160)))]
     student, *teachers = [Comparison(x, x) for x in prepared]
-    sum(mean_divergences(D, student, [Teaching(teachers)], temperature=0.1)).backward()
+    sum(mean_divergences(D, student, [teachers], temperature=0.1)).backward()
 
 
 def peak_mebibytes() -> float:

@@ -63,7 +63,7 @@ class Case(NamedTuple):
     ddp_loss: bool = False
     sorted_labels: bool = False
     compiled: bool = False
-    automatic: bool = False
+    apart: bool = False
 
 
 class LowLabelsMiner(miners.BaseMiner):
@@ -128,14 +128,13 @@ CASES = {
     "proxies": Case(lambda: losses.ProxyAnchorLoss(6, 4), uneven=True),
     "proxies, loss in DDP": Case(lambda: losses.ProxyAnchorLoss(6, 4), ddp_loss=True),
     "proxies, not wrapped, loss in DDP": Case(lambda: losses.NormalizedSoftmaxLoss(6, 4), wrapped=False, ddp_loss=True),
-    "automatic weight": Case(losses.ContrastiveLoss, automatic=True, variant="MSD", uneven=True),
-    "automatic weights": Case(multi_similarity, automatic=True, uneven=True),
-    "automatic weight, references": Case(losses.ContrastiveLoss, automatic=True, variant="MSD", ref=True),
-    "automatic weight, the batch as its reference": Case(multi_similarity, automatic=True, own_ref=True, uneven=True),
-    "automatic weight, the batch as its reference, labels copied": Case(
-        multi_similarity, automatic=True, own_ref=True, copied_labels=True, uneven=True
+    "recommended": Case(multi_similarity, apart=True, uneven=True),
+    "recommended, references": Case(losses.ContrastiveLoss, apart=True, ref=True),
+    "recommended, the batch as its reference": Case(multi_similarity, apart=True, own_ref=True, uneven=True),
+    "recommended, the batch as its reference, labels copied": Case(
+        multi_similarity, apart=True, own_ref=True, copied_labels=True, uneven=True
     ),
-    "automatic weight, two views": Case(Alignment, wrapped=False, automatic=True, ref=True, labels=False),
+    "recommended, two views": Case(Alignment, wrapped=False, apart=True, ref=True, labels=False),
     "class weights": Case(lambda: losses.ArcFaceLoss(6, 4), uneven=True, variant="MSD"),
 }
 
@@ -166,11 +165,11 @@ def build(case: Case, wrap: bool) -> Run:
     if wrap and case.wrapped:
         objective = DistributedLossWrapper(objective, efficient=case.efficient)
     inside = {} if case.outside or case.miner is None else {"miner": case.miner()}
-    delay = {"feature_delay": 1} if "F" in case.variant else {}
+    variant = None if case.apart else case.variant
+    delay = {"feature_delay": 1} if "F" in (variant or "") else {}
     sizes = AUX_SIZES.get(case.variant, (6, 10))
-    weight = "auto" if case.automatic else 3.0
     embedder, loss_func = s2sd(
-        objective, FEATURES, 4, case.variant, aux_sizes=sizes, distill_weight=weight, temperature=0.3, **delay, **inside
+        objective, FEATURES, 4, variant, aux_sizes=sizes, distill_weight=3.0, temperature=0.3, **delay, **inside
     )
     for module in (embedder, loss_func):
         module.double()

@@ -46,7 +46,7 @@ class Case(NamedTuple):
 CASES = {
     "fixed weight": Case(),
     "without the diagonal": Case(options={"distill_weight": 3.0, "temperature": 0.1, "include_diagonal": False}),
-    "automatic weight": Case(options={"distill_weight": "auto"}),
+    "recommended": Case(options={"base_gradient": False}),
     "proxies": Case(proxies),
     "not wrapped": Case(options={"distill_weight": 3.0}, wrapped=False),
     "several objectives": Case(several),

@@ -193,7 +193,7 @@ def test_the_layout_of_feature_maps_changes_nothing(layout, variant):
 
 def test_a_frozen_trunk_under_an_embedder_that_learns():
     trunk = torch.nn.Linear(4, F).requires_grad_(False)
-    embedder, loss_func = s2sd(losses.ContrastiveLoss(), F, d, aux_sizes=AUX, **OPTIONS)
+    embedder, loss_func = s2sd(losses.ContrastiveLoss(), F, d, "MSDF", aux_sizes=AUX, **OPTIONS)
     x = torch.randn(B, 4)
     loss_func(torch.nn.Sequential(trunk, embedder)(x), LABELS).backward()
     found = [p.grad.clone() for p in embedder.parameters()]
@@ -204,7 +204,7 @@ def test_a_frozen_trunk_under_an_embedder_that_learns():
 
 
 def test_where_nothing_learns_the_value_is_the_same_and_has_no_gradient():
-    embedder, loss_func = s2sd(losses.ContrastiveLoss(), F, d, aux_sizes=AUX, **OPTIONS)
+    embedder, loss_func = s2sd(losses.ContrastiveLoss(), F, d, "MSDF", aux_sizes=AUX, **OPTIONS)
     expected = loss_func(embedder(features()), LABELS)
     found = loss_func(embedder.requires_grad_(False)(features()), LABELS)
     assert found == expected
@@ -212,7 +212,7 @@ def test_where_nothing_learns_the_value_is_the_same_and_has_no_gradient():
 
 
 def test_a_nan_that_the_objective_hides_is_seen_by_the_distillation():
-    embedder, loss_func = s2sd(losses.TripletMarginLoss(), F, d, aux_sizes=AUX, **OPTIONS)
+    embedder, loss_func = s2sd(losses.TripletMarginLoss(), F, d, "MSDF", aux_sizes=AUX, **OPTIONS)
     batch = embedder(with_entry(torch.nan))
     loss = loss_func(batch, LABELS)
     # PML's reducer averages the triplets above 0, and NaN is not
@@ -232,7 +232,7 @@ def test_a_nan_that_the_objective_hides_is_seen_by_the_distillation():
 )
 def test_classes_that_the_objective_does_not_have_are_refused_by_it(make, words, labels):
     """Only the objective knows its classes, and finding them out of range takes reading them on the host."""
-    embedder, loss_func = s2sd(make(), F, d, aux_sizes=AUX, **OPTIONS)
+    embedder, loss_func = s2sd(make(), F, d, "MSDF", aux_sizes=AUX, **OPTIONS)
     loss_func(embedder(features()), LABELS)
     before, terms_before = copy.deepcopy(loss_func.state_dict()), loss_func.terms
     with pytest.raises((RuntimeError, IndexError), match=words):
@@ -242,7 +242,7 @@ def test_classes_that_the_objective_does_not_have_are_refused_by_it(make, words,
 
 
 def test_a_validation_loss_takes_both_kinds_of_embeddings():
-    embedder, loss_func = s2sd(losses.ContrastiveLoss(), F, d, aux_sizes=AUX)
+    embedder, loss_func = s2sd(losses.ContrastiveLoss(), F, d, "MSDF", aux_sizes=AUX)
     loss_func.eval()
     batch = embedder(features())
     assert isinstance(batch, S2SDEmbeddings)
@@ -253,7 +253,7 @@ def test_a_validation_loss_takes_both_kinds_of_embeddings():
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_training_call_without_gradients_gives_the_value(mode):
-    embedder, loss_func = s2sd(losses.ContrastiveLoss(), F, d, aux_sizes=AUX, **OPTIONS)
+    embedder, loss_func = s2sd(losses.ContrastiveLoss(), F, d, "MSDF", aux_sizes=AUX, **OPTIONS)
     expected = loss_func(embedder(features()), LABELS)
     with mode():
         found = loss_func(embedder(features()), LABELS)
@@ -268,7 +268,7 @@ def test_training_goes_on_after_a_call_in_inference_mode(objective):
     results = []
     for mode in (torch.no_grad, torch.inference_mode):
         torch.manual_seed(0)
-        embedder, loss_func = s2sd(OBJECTIVES[objective](), F, d, aux_sizes=AUX, **OPTIONS)
+        embedder, loss_func = s2sd(OBJECTIVES[objective](), F, d, "MSDF", aux_sizes=AUX, **OPTIONS)
         with mode():
             loss_func(embedder(features()), LABELS)
         loss = loss_func(embedder(features() + 1), LABELS)
@@ -279,7 +279,7 @@ def test_training_goes_on_after_a_call_in_inference_mode(objective):
 
 
 def test_labels_that_are_their_own_references_stay_one_tensor():
-    embedder, loss_func = s2sd(losses.NTXentLoss(), F, d, aux_sizes=AUX, **OPTIONS)
+    embedder, loss_func = s2sd(losses.NTXentLoss(), F, d, "MSDF", aux_sizes=AUX, **OPTIONS)
     batch, labels = embedder(features()), LABELS.int()
     with_references = loss_func(batch, labels, None, batch, labels)
     torch.testing.assert_close(with_references, loss_func(batch, LABELS))
@@ -287,7 +287,7 @@ def test_labels_that_are_their_own_references_stay_one_tensor():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_labels_on_the_host_with_embeddings_on_the_device():
-    embedder, loss_func = s2sd(losses.ContrastiveLoss(), F, d, aux_sizes=AUX, **OPTIONS)
+    embedder, loss_func = s2sd(losses.ContrastiveLoss(), F, d, "MSDF", aux_sizes=AUX, **OPTIONS)
     expected = loss_func(embedder(features()), LABELS)
     found = loss_func.cuda()(embedder.cuda()(features().cuda()), LABELS)
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-4)

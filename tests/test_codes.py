@@ -38,8 +38,8 @@ def test_every_code_is_measured_where_there_are_the_dimensions_for_it():
     test, labels = made(rows=120, classes=12, seed=1)
     rows = codes.rows_of(train, test, labels, train_labels=train_labels, sizes=(2,))
     found = {(row.embeddings, row.code, row.bytes): row.dimensions for row in rows}
-    of_original = {("float32", 64), ("int8", 16), ("1 bit", 2), ("PQ", 2), ("OPQ", 2)}
-    of_small = {("int8", 2): 2, ("1 bit", 2): 16, ("PQ", 2): 8}
+    of_original = {("float32", 64), ("float16", 32), ("int8", 16), ("1 bit", 2), ("PQ", 2), ("OPQ", 2)}
+    of_small = {("float16", 2): 1, ("int8", 2): 2, ("1 bit", 2): 16, ("PQ", 2): 8}
     wanted = {("original", code, size): 16 for code, size in of_original}
     wanted |= {(name, *key): d for name in ("PCA", "compressed") for key, d in of_small.items()}
     assert found == wanted
@@ -57,9 +57,18 @@ def test_a_byte_a_dimension_is_near_the_numbers_and_a_product_quantiser_has_256_
     error = np.abs(codes.by_faiss("SQ8")(space) - space.test)
     assert np.median(error) < 0.005
     assert error.mean() < 0.01  # what is outside the range of the training rows is cut
-    decoded = codes.by_faiss("PQ2x8")(space)
+    decoded = codes.by_faiss("PQ2x8np")(space)
     assert all(len(np.unique(decoded[:, part : part + 8], axis=0)) <= 256 for part in (0, 8))
     assert np.linalg.norm(decoded - space.test) < 0.6 * np.linalg.norm(space.test)
+    assert np.abs(codes.float16(space) - space.test).max() <= 2**-12  # half of the last of 11 bits, of numbers below 1
+
+
+@pytest.mark.slow
+def test_polysemous_training_changes_nothing_that_is_decoded():
+    space = Space(*(codes.unit(made(rows=1000, seed=seed)[0]) for seed in (0, 1)))
+    with_it = codes.by_faiss("PQ2x8")(space)
+    np.testing.assert_array_equal(codes.by_faiss("PQ2x8np")(space), with_it)
+    assert len(np.unique(with_it, axis=0)) > 256
 
 
 ROWS = [

@@ -11,7 +11,7 @@ from pytorch_metric_learning.distances import CosineSimilarity
 
 from pml_s2sd import s2sd
 from pml_s2sd._similarity import Similarity
-from pml_s2sd.distillation import Comparison, Teaching, mean_divergences
+from pml_s2sd.distillation import Comparison, mean_divergences
 
 LABELS = torch.arange(12) // 2
 
@@ -98,7 +98,7 @@ def test_distillation_is_one_graph():
 
     def distil(z, t):
         z, t = D.prepare(z), D.prepare(t)
-        return mean_divergences(D, Comparison(z, z), [Teaching([Comparison(t, t)])], 0.5)[0]
+        return mean_divergences(D, Comparison(z, z), [[Comparison(t, t)]], 0.5)[0]
 
     z, t = torch.randn(8, 3, requires_grad=True), torch.randn(8, 5)
     compiled = torch.compile(distil, backend="aot_eager", fullgraph=True)

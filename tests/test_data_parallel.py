@@ -49,7 +49,9 @@ def test_the_parts_of_replicas_become_one_batch(outputs_joined, aux_sizes):
 
 
 def test_gradients_are_those_of_one_device(outputs_joined):
-    embedder, loss_func = s2sd(losses.ContrastiveLoss(), 16, 4, aux_sizes=(6, 10), distill_weight=2.0, feature_delay=0)
+    embedder, loss_func = s2sd(
+        losses.ContrastiveLoss(), 16, 4, "MSDF", aux_sizes=(6, 10), distill_weight=2.0, feature_delay=0
+    )
     loss_func(embedder(FEATURES), LABELS).backward()
     expected = [p.grad.clone() for p in embedder.parameters()]
     embedder.zero_grad()
@@ -60,7 +62,7 @@ def test_gradients_are_those_of_one_device(outputs_joined):
 
 def test_within_a_replica_it_is_a_batch(outputs_joined):
     """A model that goes on with the embedder's output, or computes the loss, does so in each replica."""
-    embedder, loss_func = s2sd(losses.ContrastiveLoss(), 16, 4, aux_sizes=(6,), distill_weight=2.0)
+    embedder, loss_func = s2sd(losses.ContrastiveLoss(), 16, 4, "MSDF", aux_sizes=(6,), distill_weight=2.0)
     (replica,) = replicas_of(embedder, 1)
     batch, expected = replica(FEATURES), embedder(FEATURES)
     assert isinstance(batch, S2SDEmbeddings)
@@ -77,7 +79,9 @@ def test_within_a_replica_it_is_a_batch(outputs_joined):
 def test_on_gpus():
     """On one GPU twice, where there is one."""
     devices = list(range(torch.cuda.device_count()))
-    embedder, loss_func = s2sd(losses.ContrastiveLoss(), 16, 4, aux_sizes=(6, 10), distill_weight=2.0, feature_delay=0)
+    embedder, loss_func = s2sd(
+        losses.ContrastiveLoss(), 16, 4, "MSDF", aux_sizes=(6, 10), distill_weight=2.0, feature_delay=0
+    )
     embedder, loss_func = embedder.cuda(), loss_func.cuda()
     features, labels = FEATURES.cuda(), LABELS.cuda()
     loss_func(embedder(features), labels).backward()

@@ -17,7 +17,7 @@ BATCH = torch.export.Dim("batch")
 def trained(in_features=16, d=4):
     """An embedder after a step of training."""
     torch.manual_seed(0)
-    embedder, loss_func = s2sd(losses.ContrastiveLoss(), in_features, d, aux_sizes=(6, 10))
+    embedder, loss_func = s2sd(losses.ContrastiveLoss(), in_features, d, "MSDF", aux_sizes=(6, 10))
     optimizer = torch.optim.SGD(embedder.parameters(), lr=0.1)
     loss_func(embedder(torch.randn(8, in_features)), torch.arange(8) // 2).backward()
     optimizer.step()

@@ -97,7 +97,7 @@ def test_in_lower_precision_what_is_compared_is_wide(dtype):
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.2, "include_diagonal": False}])
 def test_kl_is_the_losss_own_term(options):
     embedder, loss_func = s2sd(
-        losses.ContrastiveLoss(), 16, 4, aux_sizes=(6,), feature_weight=1.0, feature_delay=0, **options
+        losses.ContrastiveLoss(), 16, 4, "MSDF", aux_sizes=(6,), feature_weight=1.0, feature_delay=0, **options
     )
     batch, labels = embedder(torch.randn(12, 16)), torch.arange(12) // 2
     loss_func(batch, labels)

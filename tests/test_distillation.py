@@ -13,7 +13,7 @@ from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimila
 
 from pml_s2sd import _distillation_in_blocks, distillation
 from pml_s2sd._similarity import Similarity
-from pml_s2sd.distillation import Comparison, Teaching, columns_of_copies, mean_divergences
+from pml_s2sd.distillation import Comparison, columns_of_copies, mean_divergences
 
 cosine = Similarity(CosineSimilarity())
 
@@ -24,7 +24,7 @@ def space(x, ref=None, D=cosine):
 
 
 def distil(student, teacher, temperature, student_ref=None, teacher_ref=None, self_columns=None):
-    group = Teaching([space(teacher, teacher_ref)])
+    group = [space(teacher, teacher_ref)]
     return mean_divergences(cosine, space(student, student_ref), [group], temperature, self_columns)[0]
 
 
@@ -76,7 +76,7 @@ def test_laws(B, d, T, seed, scale):
 
 def test_mean_over_the_teachers_of_each_group():
     z, teachers = random_batch(6, 3, 0), [random_batch(6, d, d) for d in (4, 5, 6)]
-    groups = [Teaching([space(t) for t in teachers]), Teaching([space(teachers[1])])]
+    groups = [[space(t) for t in teachers], [space(teachers[1])]]
     found = mean_divergences(cosine, space(z), groups, 0.5)
     expected = [sum(kl(z, t, 0.5) for t in teachers) / 3, kl(z, teachers[1], 0.5)]
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
@@ -94,16 +94,6 @@ def test_without_the_diagonal_the_softmax_is_over_the_others(B, d, d_t, T, seed)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     gradients = [torch.autograd.grad(value, z)[0] for value in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-7, atol=1e-10)
-
-
-def test_the_weights_are_those_of_each_teacher():
-    z, teachers = random_batch(6, 3, 0), [random_batch(6, d, d) for d in (4, 5)]
-    found = mean_divergences(cosine, space(z), [Teaching([space(t) for t in teachers], weigh)], 0.5)
-    torch.testing.assert_close(found, [0.3 * kl(z, teachers[0], 0.5) + 0.9 * kl(z, teachers[1], 0.5)])
-
-
-def weigh(similarities, rows):
-    return torch.tensor([0.3, 0.9])[: len(similarities) - 1]
 
 
 @settings(max_examples=20, deadline=None)
@@ -137,11 +127,7 @@ DISTANCES = {
 @pytest.mark.parametrize("R", [None, 3, 9])
 @pytest.mark.parametrize("teachers_sizes", [[[4]], [[4, 5], [6]]], ids=["one group", "two groups"])
 @pytest.mark.parametrize("left_out", [False, True], ids=["whole", "without diagonal"])
-@pytest.mark.parametrize("weighted", [False, True], ids=["equal", "weighted"])
-def test_blocks_give_the_plain_value_and_gradient(
-    distance, R, teachers_sizes, left_out, weighted, in_blocks, monkeypatch
-):
-    given = [(sizes, weigh if weighted else None) for sizes in teachers_sizes]
+def test_blocks_give_the_plain_value_and_gradient(distance, R, teachers_sizes, left_out, in_blocks, monkeypatch):
     self_columns = torch.arange(8) if left_out and R is None else None
     D = Similarity(DISTANCES[distance])
     samples = [random_batch(8, d, d) for d in (3, 4, 5, 6)]
@@ -150,7 +136,7 @@ def test_blocks_give_the_plain_value_and_gradient(
     def values_and_gradients():
         z = samples[0].clone().requires_grad_()
         z_ref = None if R is None else refs[0].clone().requires_grad_()
-        groups = [Teaching([space(samples[d - 3], refs[d - 3], D) for d in sizes], w) for sizes, w in given]
+        groups = [[space(samples[d - 3], refs[d - 3], D) for d in sizes] for sizes in teachers_sizes]
         values = mean_divergences(D, space(z, z_ref, D), groups, 0.3, self_columns)
         inputs = [z] if R is None else [z, z_ref]
         weighted = sum((k + 2) * value for k, value in enumerate(values))

@@ -115,7 +115,7 @@ def test_functional_calls_and_transforms_are_left_alone():
 def test_lora(saved, warned):
     """With LoRA on trunk and base head alone, PEFT freezes the auxiliary heads."""
     peft = pytest.importorskip("peft")
-    embedder, loss_func = s2sd(losses.ContrastiveLoss(), 16, 4, aux_sizes=(6, 10))
+    embedder, loss_func = s2sd(losses.ContrastiveLoss(), 16, 4, "MSDF", aux_sizes=(6, 10))
     model = torch.nn.Sequential()
     model.add_module("trunk", torch.nn.Sequential(torch.nn.Linear(16, 16)))
     model.add_module("embedder", embedder)

@@ -19,7 +19,7 @@ FEATURES = torch.randn(B, F, generator=torch.Generator().manual_seed(1))
 def made(objective=losses.ContrastiveLoss, **options):
     torch.manual_seed(0)
     options = {"feature_delay": 2, "distill_weight": 3.0, **options}
-    return s2sd(objective(), F, d, aux_sizes=AUX, **options)
+    return s2sd(objective(), F, d, "MSDF", aux_sizes=AUX, **options)
 
 
 def proxies():
@@ -52,13 +52,17 @@ def test_gradients_of_micro_batches_add_up_and_each_counts_as_a_call():
     assert loss_func.calls == 4
 
 
-@pytest.mark.parametrize("weight", [3.0, "auto"])
+@pytest.mark.parametrize("base_gradient", [True, False])
 @pytest.mark.parametrize("objective", ["pairs", "proxies"])
-def test_cached_gradients_replayed_in_parts_are_those_of_the_whole_batch(objective, weight):
+def test_cached_gradients_replayed_in_parts_are_those_of_the_whole_batch(objective, base_gradient):
     """GradCache, as its loop is written for a tensor: no part needs the graph of another."""
-    embedder, loss_func = made(OBJECTIVES[objective], distill_weight=weight, feature_weight=2.0, feature_delay=0)
+    embedder, loss_func = made(
+        OBJECTIVES[objective], distill_weight=3.0, base_gradient=base_gradient, feature_weight=2.0, feature_delay=0
+    )
     _, expected = step(embedder, loss_func)
-    embedder, loss_func = made(OBJECTIVES[objective], distill_weight=weight, feature_weight=2.0, feature_delay=0)
+    embedder, loss_func = made(
+        OBJECTIVES[objective], distill_weight=3.0, base_gradient=base_gradient, feature_weight=2.0, feature_delay=0
+    )
     parts = FEATURES.split(3)
     with torch.no_grad():
         batch = torch.cat([embedder(part) for part in parts])

@@ -139,7 +139,7 @@ def test_with_the_batch_as_its_own_reference_the_distillation_is_that_of_the_bat
     batch = random_batch(6, (3, 4, 6), 7, 0)
     labels, objective = torch.arange(6) % 2, losses.ContrastiveLoss()
     options = {"distill_weight": 2.0, "feature_weight": 3.0, "feature_delay": 0}
-    loss_func = S2SDLoss(objective, S2SDEmbedder(7, 3, (4, 6)), **options)
+    loss_func = S2SDLoss(objective, S2SDEmbedder(7, 3, (4, 6)), **{"distill_weight": 50.0, **options})
     gradients_of, terms = [], []
     for with_ref in (False, True):
         own = [  # what PML makes of it, the diagonal's pairs included where the references have labels
@@ -178,7 +178,7 @@ def unit(x):
 
 def build(loss, aux_sizes=(6, 10), **options):
     embedder = S2SDEmbedder(16, 4, aux_sizes)
-    return embedder, S2SDLoss(loss, embedder, **options)
+    return embedder, S2SDLoss(loss, embedder, **{"distill_weight": 50.0, **options})
 
 
 FEATURES, LABELS = torch.randn(12, 16, generator=torch.Generator().manual_seed(0)), torch.arange(12) // 3
@@ -268,14 +268,14 @@ def test_miner_mines_in_each_space_and_indices_tuple_serves_all():
     batch = random_batch(12, (4, 6), 16, 0)
     miner = miners.BatchHardMiner()
     embedder = S2SDEmbedder(16, 4, (6,))
-    mined = S2SDLoss(losses.TripletMarginLoss(), embedder, miner=miner)
+    mined = S2SDLoss(losses.TripletMarginLoss(), embedder, miner=miner, distill_weight=50.0)
     mined(batch, LABELS)
     for x, term in ((batch.embeddings, "base"), (batch.aux[0], "aux")):
         expected = losses.TripletMarginLoss()(x, LABELS, miners.BatchHardMiner()(x, LABELS))
         torch.testing.assert_close(mined.terms[term], expected.detach(), check_dtype=False)
 
     tuples = miner(batch, LABELS)
-    shared = S2SDLoss(losses.TripletMarginLoss(), embedder)
+    shared = S2SDLoss(losses.TripletMarginLoss(), embedder, distill_weight=50.0)
     shared(batch, LABELS, tuples)
     expected = losses.TripletMarginLoss()(batch.aux[0], LABELS, tuples)
     torch.testing.assert_close(shared.terms["aux"], expected.detach(), check_dtype=False)
@@ -447,4 +447,4 @@ def test_wrong_loss_or_embedder():
     with pytest.raises(TypeError, match=r"embedder must be the S2SDEmbedder.*got Sequential"):
         S2SDLoss(losses.ContrastiveLoss(), torch.nn.Sequential(embedder))
     with pytest.raises(TypeError, match="temperature must be a number, got str"):
-        S2SDLoss(losses.ContrastiveLoss(), embedder, temperature="1")
+        S2SDLoss(losses.ContrastiveLoss(), embedder, temperature="1", distill_weight=50.0)

@@ -109,7 +109,9 @@ def test_the_instance_serves_the_base_space_and_every_other_space_gets_its_own()
 
 def test_a_callable_makes_one_for_each_size():
     embedder = S2SDEmbedder(16, 4, (6, 10))
-    loss_func = S2SDLoss(lambda embedding_size: losses.ProxyNCALoss(CLASSES, embedding_size), embedder)
+    loss_func = S2SDLoss(
+        lambda embedding_size: losses.ProxyNCALoss(CLASSES, embedding_size), embedder, distill_weight=50.0
+    )
     sizes = [loss.proxies.shape[1] for loss in (loss_func.base_loss, *loss_func.aux_losses.values())]
     assert sizes == [4, 6, 10]
 
@@ -144,7 +146,7 @@ def test_an_unknown_class_that_looks_size_bound_is_named_and_may_be_registered(m
     bound = SizeBound("centres", axis=1, initialise=lambda module, tensor: torch.nn.init.zeros_(tensor))
     monkeypatch.setitem(SIZE_BOUND, CentreLoss, bound)
     embedder = S2SDEmbedder(16, 8, (6,))
-    loss_func = S2SDLoss(CentreLoss(CLASSES, 8), embedder)
+    loss_func = S2SDLoss(CentreLoss(CLASSES, 8), embedder, distill_weight=50.0)
     assert torch.equal(loss_func.aux_losses.a1.centres, torch.zeros(CLASSES, 6))
 
 

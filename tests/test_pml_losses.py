@@ -70,7 +70,7 @@ def test_value_equals_the_formula_with_separately_made_objectives(name):
 def test_size_bound_tensors_have_the_shape_of_their_space(name):
     case = LOSS_CASES[name]
     tensor, shape = case.bound
-    loss_func = S2SDLoss(case.make(SIZES[0]), S2SDEmbedder(FEATURES, SIZES[0], SIZES[1:]))
+    loss_func = S2SDLoss(case.make(SIZES[0]), S2SDEmbedder(FEATURES, SIZES[0], SIZES[1:]), distill_weight=50.0)
     found = [tuple(getattr(loss, tensor).shape) for loss in (loss_func.base_loss, *loss_func.aux_losses.values())]
     assert found == [shape(size) for size in SIZES]
 
@@ -101,9 +101,9 @@ def test_thirty_steps_on_a_toy_problem_lower_it(name):
 @pytest.mark.parametrize("name", each("losses", LOSS_CASES))
 def test_a_wrapped_loss_is_copied_and_saved(name):
     case = LOSS_CASES[name]
-    loss_func = S2SDLoss(case.make(SIZES[0]), S2SDEmbedder(FEATURES, SIZES[0], SIZES[1:]))
+    loss_func = S2SDLoss(case.make(SIZES[0]), S2SDEmbedder(FEATURES, SIZES[0], SIZES[1:]), distill_weight=50.0)
     copied = copy.deepcopy(loss_func)
-    other = S2SDLoss(case.make(SIZES[0]), S2SDEmbedder(FEATURES, SIZES[0], SIZES[1:]))
+    other = S2SDLoss(case.make(SIZES[0]), S2SDEmbedder(FEATURES, SIZES[0], SIZES[1:]), distill_weight=50.0)
     other.load_state_dict(loss_func.state_dict())
     for again in (copied, other):
         for parameter, expected in zip(again.parameters(), loss_func.parameters(), strict=True):
@@ -130,10 +130,10 @@ def test_abstract_classes_compute_nothing(name):
     cls = getattr(losses, name)
     if name.endswith("Mixin"):
         with pytest.raises(TypeError, match="expected a PML objective or a callable"):
-            S2SDLoss(cls, S2SDEmbedder(FEATURES, 5, (7,)))
+            S2SDLoss(cls, S2SDEmbedder(FEATURES, 5, (7,)), distill_weight=50.0)
         return
     made = {"GenericPairLoss": lambda: cls(mat_based_loss=True), "BaseLossWrapper": lambda: cls(losses.NTXentLoss())}
     # some of PML's abstract methods take other arguments than they are given
     with pytest.raises((NotImplementedError, TypeError), match=r"^$|_compute_loss\(\) takes"):
-        loss_func = S2SDLoss(made.get(name, cls)(), S2SDEmbedder(FEATURES, SIZES[0], SIZES[1:]))
+        loss_func = S2SDLoss(made.get(name, cls)(), S2SDEmbedder(FEATURES, SIZES[0], SIZES[1:]), distill_weight=50.0)
         loss_func(random_batch(0), LABELS)

@@ -112,9 +112,9 @@ ABSTRACT = {
 def test_abstract_classes_compute_nothing(cls, option):
     embedder = make_embedder()
     if option in ("miner", "distance"):
-        loss_func = S2SDLoss(losses.ContrastiveLoss(), embedder, **{option: cls()})
+        loss_func = S2SDLoss(losses.ContrastiveLoss(), embedder, distill_weight=50.0, **{option: cls()})
     else:
-        loss_func = S2SDLoss(losses.ContrastiveLoss(**{option: cls()}), embedder)
+        loss_func = S2SDLoss(losses.ContrastiveLoss(**{option: cls()}), embedder, distill_weight=50.0)
     with pytest.raises(NotImplementedError):
         loss_func(embedder(features()), LABELS)
     assert loss_func.calls == 0
@@ -170,7 +170,9 @@ SIMILARITIES = {
 @pytest.mark.parametrize("name", each("distances", DISTANCES))
 def test_distillation_takes_every_distance_as_a_similarity(name):
     embedder = make_embedder()
-    loss_func = S2SDLoss(losses.ContrastiveLoss(), embedder, distance=DISTANCES[name](), temperature=0.5)
+    loss_func = S2SDLoss(
+        losses.ContrastiveLoss(), embedder, distance=DISTANCES[name](), temperature=0.5, distill_weight=50.0
+    )
     batch = embedder(features())
     loss_func(batch, LABELS)[None].sum().backward()
     p = torch.softmax(SIMILARITIES[name](batch.embeddings) / 0.5, 1)
@@ -184,7 +186,7 @@ def test_distillation_takes_every_distance_as_a_similarity(name):
 def test_a_batched_distance_is_refused_as_it_gives_no_matrix():
     batched = distances.BatchedDistance(distances.LpDistance(), iter_fn=print)
     with pytest.raises(TypeError, match="distance must be a pytorch_metric_learning distance"):
-        S2SDLoss(losses.ContrastiveLoss(), make_embedder(), distance=batched)
+        S2SDLoss(losses.ContrastiveLoss(), make_embedder(), distance=batched, distill_weight=50.0)
 
 
 @pytest.mark.parametrize("name", each("reducers", REDUCERS))
@@ -200,10 +202,10 @@ def test_an_objective_keeps_its_reducer_in_every_space(name):
 @pytest.mark.pml("reducers", "DoNothingReducer")
 def test_an_objective_that_does_not_reduce_is_named():
     embedder = make_embedder()
-    loss_func = S2SDLoss(losses.TripletMarginLoss(reducer=reducers.DoNothingReducer()), embedder)
+    loss_func = S2SDLoss(losses.TripletMarginLoss(reducer=reducers.DoNothingReducer()), embedder, distill_weight=50.0)
     with pytest.raises(TypeError, match=r"TripletMarginLoss returned dict, expected a scalar tensor.*MeanReducer"):
         loss_func(embedder(features()), LABELS)
-    loss_func = S2SDLoss(lambda size: torch.nn.Identity(), embedder)
+    loss_func = S2SDLoss(lambda size: torch.nn.Identity(), embedder, distill_weight=50.0)
     with pytest.raises(TypeError, match=r"Identity returned a tensor of shape \(12, 5\), expected a scalar tensor"):
         loss_func(embedder(features()))
     assert loss_func.calls == 0

@@ -13,7 +13,7 @@ FEATURES, SIZES = 16, (5, 7)
 
 def build(loss, **options):
     embedder = S2SDEmbedder(FEATURES, SIZES[0], SIZES[1:])
-    return embedder, S2SDLoss(loss, embedder, **options)
+    return embedder, S2SDLoss(loss, embedder, **{"distill_weight": 50.0, **options})
 
 
 def spaces(batch):

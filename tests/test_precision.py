@@ -26,7 +26,7 @@ def contrastive():
 
 def made(dtype=torch.float32):
     torch.manual_seed(0)
-    embedder, loss_func = s2sd(contrastive(), F, d, aux_sizes=AUX, **OPTIONS)
+    embedder, loss_func = s2sd(contrastive(), F, d, "MSDF", aux_sizes=AUX, **OPTIONS)
     return embedder.to(dtype), loss_func.to(dtype)
 
 
@@ -112,7 +112,7 @@ def test_similarities_of_half_precision_are_not_rounded_to_it():
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_divergences_of_half_precision_are_not_rounded_to_it(dtype, autocast):
     z, a, phi = (ordinary(columns, columns).to(dtype) for columns in (d, 6, F))
-    _, loss_func = s2sd(contrastive(), F, d, aux_sizes=(6,), **OPTIONS)
+    _, loss_func = s2sd(contrastive(), F, d, "MSDF", aux_sizes=(6,), **OPTIONS)
     with torch.autocast("cpu", dtype=dtype, enabled=autocast):
         loss = loss_func(S2SDEmbeddings(z, (a,), phi), LABELS)
     assert loss.dtype == torch.float32

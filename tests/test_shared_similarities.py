@@ -146,7 +146,7 @@ def counted(monkeypatch):
 def test_a_step_computes_an_auxiliary_space_once_and_leaves_the_users_objects_alone(monkeypatch, loss, miner):
     distance = type(loss.distance)
     embedder = S2SDEmbedder(7, 3, (4, 5))
-    loss_func = S2SDLoss(loss, embedder, miner=miner)
+    loss_func = S2SDLoss(loss, embedder, miner=miner, distill_weight=50.0)
     calls = counted(monkeypatch)
     loss_func(embedder(torch.randn(40, 7)), torch.arange(40) // 2).backward()
     assert [x.shape[1] for x in calls] == [4, 5]
@@ -155,7 +155,9 @@ def test_a_step_computes_an_auxiliary_space_once_and_leaves_the_users_objects_al
 
 def test_nothing_of_a_step_is_kept_after_it():
     embedder = S2SDEmbedder(7, 3, (4,))
-    loss_func = S2SDLoss(losses.MultiSimilarityLoss(), embedder, miner=miners.MultiSimilarityMiner())
+    loss_func = S2SDLoss(
+        losses.MultiSimilarityLoss(), embedder, miner=miners.MultiSimilarityMiner(), distill_weight=50.0
+    )
     batch = embedder(torch.randn(12, 7))
     aux = weakref.ref(batch.aux[0])
     loss_func(batch, LABELS)
@@ -174,7 +176,7 @@ def test_a_space_s_similarities_are_not_made_whole_for_distillation_alone(plain_
     def terms(objective):
         torch.manual_seed(0)
         embedder = S2SDEmbedder(16, 8, (12, 20))
-        loss_func = S2SDLoss(objective, embedder)
+        loss_func = S2SDLoss(objective, embedder, distill_weight=50.0)
         torch.manual_seed(1)
         loss_func(embedder(torch.randn(32, 16)), torch.arange(32) % 4).backward()
         return loss_func.terms["distill"]

@@ -37,11 +37,11 @@ def test_a_loss_left_in_eval_mode_beside_a_model_that_trains_is_said_once():
         loss_func(embedder(FEATURES), LABELS)
 
 
-@pytest.mark.parametrize("weight", [5.0, "auto"])
-def test_reentrant_checkpointing_that_loses_the_gradient_is_said(weight):
+@pytest.mark.parametrize("base_gradient", [True, False])
+def test_reentrant_checkpointing_that_loses_the_gradient_is_said(base_gradient):
     """With proxies backward() succeeds all the same."""
     for reentrant in (True, False):
-        embedder, loss_func = make(losses.ProxyAnchorLoss(6, 4), distill_weight=weight)
+        embedder, loss_func = make(losses.ProxyAnchorLoss(6, 4), base_gradient=base_gradient)
         trunk = torch.nn.Linear(16, 16)
         model = torch.nn.Sequential(trunk, embedder)
         x = FEATURES.clone().requires_grad_()
@@ -54,7 +54,7 @@ def test_reentrant_checkpointing_that_loses_the_gradient_is_said(weight):
 
 
 def test_measuring_without_gradients_is_not_a_training_call():
-    embedder, loss_func = make(distill_weight="auto")
+    embedder, loss_func = make()
     loss_func(embedder(FEATURES), LABELS)
     before = copy.deepcopy(loss_func.state_dict())
     with torch.no_grad(), warnings.catch_warnings():
@@ -64,31 +64,13 @@ def test_measuring_without_gradients_is_not_a_training_call():
         assert torch.equal(value, before[name]), name
 
 
-def test_terms_are_json_and_know_the_weight_before_backward():
-    embedder, loss_func = make(distill_weight="auto", include_diagonal=True)
-    loss_func.weights.selection.forward = lambda *_, **__: torch.tensor([0.5, 0.5])
+def test_terms_are_json():
+    embedder, loss_func = make()
     assert loss_func.terms_as_numbers() == {}
-    weights = []
-    for _ in range(2):
-        loss = loss_func(embedder(FEATURES), LABELS)
-        weights.append(loss_func.terms["distill_weight"].item())
-        loss.backward()
-        weights.append(loss_func.terms["distill_weight"].item())
-    assert weights[0] == 0 and weights[1] == weights[2] > 0
+    loss_func(embedder(FEATURES), LABELS)
     written = json.loads(json.dumps(loss_func.terms_as_numbers()))
     assert written == {name: term.item() for name, term in loss_func.terms.items()}
-
-
-def test_a_step_whose_gradients_overflow_leaves_the_weight_as_it_was():
-    """Such as one that a gradient scaler skips."""
-    embedder, loss_func = make(distill_weight="auto")
-    loss_func.weights.selection.forward = lambda *_, **__: torch.tensor([0.5, 0.5])
-    loss_func(embedder(FEATURES), LABELS).backward()
-    weight = loss_func.terms["distill_weight"].clone()
-    embedder.zero_grad()
-    (loss_func(embedder(FEATURES), LABELS) * torch.inf).backward()
-    assert not torch.isfinite(embedder.head.weight.grad).all()  # for the scaler to see
-    assert torch.equal(loss_func.terms["distill_weight"], weight)
+    assert written["distill"] > 0
 
 
 @pytest.mark.parametrize("loss", [losses.ProxyAnchorLoss(6, 4), losses.ArcFaceLoss(6, 4), losses.SoftTripleLoss(6, 4)])

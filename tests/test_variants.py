@@ -1,4 +1,4 @@
-"""s2sd(): the paper's variants by name, and options that contradict them."""
+"""s2sd(): the setting that is recommended, the paper's variants by name, and options that contradict them."""
 
 import pytest
 import torch
@@ -27,9 +27,30 @@ def test_variants_as_in_the_paper(name, spelled):
     assert isinstance(loss_func, S2SDLoss)
 
 
-def test_msdf_is_the_default():
-    embedder, loss_func = s2sd(losses.ContrastiveLoss(), 16, 4)
-    assert (loss_func.feature_weight, embedder.aggregate_pooling) == (50, False)
+@pytest.mark.parametrize(("d", "large"), [(4, 1024), (256, 1024), (512, 2048)])
+def test_without_options_it_is_the_recommended_setting(d, large):
+    embedder, loss_func = s2sd(losses.ContrastiveLoss(), 16, d)
+    assert embedder.aux_sizes == loss_func.aux_sizes == (large,)
+    assert isinstance(embedder.aux_heads[0], torch.nn.Linear)
+    assert (embedder.base_gradient, embedder.aux_gradient, embedder.aggregate_pooling) == (False, True, False)
+    found = (loss_func.distill_weight, loss_func.temperature, loss_func.include_diagonal, loss_func.feature_weight)
+    assert found == (1600, 0.05, False, 0)
+
+
+def test_the_papers_embedder_has_no_weight_by_default():
+    with pytest.raises(ValueError, match=r"distill_weight is missing; s2sd\(loss, in_features, embedding_size\)"):
+        S2SDLoss(losses.ContrastiveLoss(), S2SDEmbedder(16, 4, (6,)))
+    assert S2SDLoss(losses.ContrastiveLoss(), S2SDEmbedder(16, 4, (6,), base_gradient=False)).distill_weight == 1600
+    assert S2SDLoss(losses.ContrastiveLoss(), S2SDEmbedder(16, 4, ())).temperature == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"aux_sizes": ()}, "there is no auxiliary space"), ({"aux_gradient": False}, "aux_gradient too")],
+)
+def test_some_space_trains_the_trunk(options, reason):
+    with pytest.raises(ValueError, match=f"no space would train the trunk: base_gradient is False, and {reason}"):
+        s2sd(losses.ContrastiveLoss(), 16, 4, **options)
 
 
 def test_options_go_to_the_two_constructors():
@@ -50,6 +71,7 @@ def test_options_go_to_the_two_constructors():
         ("MSD", {"feature_weight": 5.0}, ValueError, "MSD has no feature distillation.*MSDF"),
         ("DSD", {"aux_sizes": (6, 8)}, ValueError, r"DSD has one auxiliary space, got aux_sizes=\(6, 8\)"),
         ("MSDF", {"aggregate_pooling": True}, TypeError, "unexpected keyword argument 'aggregate_pooling'"),
+        (None, {"distill_weight": "auto"}, TypeError, "distill_weight must be a number, got str"),
         ("MSDF", {"distil_weight": 5.0}, TypeError, "unexpected keyword argument 'distil_weight'"),
         ("MSDF", {"aux_sizes": 6}, TypeError, r"write \(6,\)"),
     ],

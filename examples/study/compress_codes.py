@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from codes import plot, rows_of, table
+from codes import PASSES, ROTATIONS, plot, rows_of, table
 from results import write_text
 
 from study.cuts import Trained
@@ -24,6 +24,11 @@ from study.study import COMPRESS_PAGE, DOCS, setting_of, written_between
 from study.training import train
 
 BEGIN, END = "<!-- codes, written by compress_codes.py --publish -->", "<!-- end of codes -->"
+
+EXPLAINED = f"""\
+What is stored may be coded; what is searched for is not. 1 bit: the sign of each of 8 dimensions a byte. PQ, OPQ:
+faiss's product quantisers, with {PASSES} passes of k-means and {ROTATIONS} rotations. Maps are of the embeddings alone.
+The plot leaves out what is below two thirds of the original."""
 
 
 def main() -> None:
@@ -51,9 +56,7 @@ def main() -> None:
         seed=chosen.seed,
     )
     labels = "without" if chosen.without_labels else "with"
-    text = (
-        "## Bytes\n\nWhat is stored may be coded; what is searched for is not. PQ, OPQ: faiss's product quantisers.\n\n"
-    )
+    text = f"## Bytes\n\n{EXPLAINED}\n\n"
     text += f"{chosen.objective}, {chosen.training} epochs, seed {chosen.seed}, maps {labels} labels:\n\n{table(rows)}"
     print(text)
     if chosen.publish:

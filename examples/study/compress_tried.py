@@ -5,7 +5,8 @@
     PYTHONPATH=examples python -m study.compress_tried --measure --objectives supcon --seeds 100 --ideas "T = 0.1"
 
 Models are trained at 1,024 dimensions on three quarters of the training classes; the other quarter stands in for the
-unseen ones, which are left alone. One JSON line a result, appended to --results as it comes.
+unseen ones, which are left alone. One JSON line a result, appended to --results as it comes; what is there already of
+the same device is not measured again.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from study.training import retrieval, train
 
 SIZES = (32, 64)
 SEEDS = (100, 101, 102)
-TRAINED = "trained"
-"""Among the ideas: models trained at the small sizes."""
+ITSELF, TRAINED = "1,024 itself", "trained"
+"""Among the ideas: the large model, and models trained at the small sizes."""
 OF_TRAINING = ("tuned 5", "tuned 15")
 
 
@@ -69,6 +70,8 @@ class Idea:
             the test rows without labels.
         alone: the map is taken of the embeddings, not of the features.
         paced: Adam moves along the principal axes of what is mapped, further where rows vary more, as `compress` does.
+        fused: a second model's embeddings of the same rows teach too: "joined" (the mean of the similarities), "apart"
+            (the mean of both KLs).
         kept: the map is this far from its start towards what was learned.
     """
 
@@ -96,9 +99,12 @@ class Idea:
     also: tuple[str, ...] = ()
     alone: bool = False
     paced: bool = False
+    fused: str = ""
     kept: float = 1.0
 
 
+OTHER = 1000
+"""A second model's seed is the first one's and so many."""
 Learned = tuple[Callable[[Rows], list[torch.Tensor]], list[float]]
 """The maps, and the loss of each at the end."""
 
@@ -116,7 +122,7 @@ def learn(idea: Idea, data: Data, further: dict[str, Data], starts: dict, judge:
     """The maps, as a function of `Rows` that gives an embedding for each size; `starts` holds those made before."""
     data = _prepared(idea, data, further)
     mean = data.x.mean(0) if idea.centred else torch.zeros_like(data.x[0])
-    key = (idea.start, idea.ridge, idea.views, idea.smooth, idea.centred, idea.also, idea.alone, idea.stop)
+    key = (idea.start, idea.ridge, idea.views, idea.smooth, idea.centred, idea.also, idea.alone, idea.stop, idea.fused)
     if key not in starts:
         starts[key] = _start(idea, data._replace(x=data.x - mean))
     axes, back = _axes(data.x - mean) if idea.paced else (None, None)
@@ -198,6 +204,11 @@ def _prepared(idea: Idea, data: Data, further: dict[str, Data]) -> Data:
     return data._replace(x=e if idea.alone else F.normalize(data.x), e=e)
 
 
+def joined(e: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Rows whose cosine is the mean of the two."""
+    return F.normalize(torch.cat([e, other], dim=1))
+
+
 def _start(idea: Idea, data: Data) -> list[torch.Tensor]:
     x, e = data.x.double(), data.e.double()
     eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
@@ -242,6 +253,8 @@ def _teacher(idea: Idea, data: Data, S: torch.Tensor) -> tuple[torch.Tensor, lis
     """x_S, what each teacher says of its similarities, and [y_i = y_j]."""
     x = data.x[S]
     spaces = {"e": [data.e[S]], "x": [x], "e x": [data.e[S], x]}[idea.teachers]
+    if idea.fused == "apart":
+        spaces = [F.normalize(e) for e in data.e[S].chunk(2, dim=1)]
     labels = data.labels[S]
     same = (labels[:, None] == labels).float()
     if idea.moved:
@@ -339,6 +352,10 @@ WITHOUT = {
     "classes moved, 0.5": Idea(moved=0.5),
     "classes moved, 1": Idea(moved=1.0),
     "hubs weigh less": Idea(hubs=0.5),
+    "hubs weigh much less": Idea(hubs=1.0),
+    "a second model teaches, joined": Idea(fused="joined"),
+    "a second model teaches, apart": Idea(fused="apart"),
+    "two models, embeddings joined": Idea(fused="joined", alone=True),
     "hidden layer": Idea(hidden=1024),
     "random start": Idea(start="random"),
     "relaxed contrastive": Idea(loss="relaxed"),
@@ -396,7 +413,11 @@ WITH = {
     "class means, 0.3": Idea(smooth=0.3),
     "class means, 0.5": Idea(smooth=0.5),
     "class means, 0.3, and λ = 0.3": replace(LABELS, smooth=0.3),
+    "hubs weigh less": replace(LABELS, hubs=0.5),
     "hidden layer": replace(LABELS, hidden=1024),
+    "a second model teaches, joined": replace(LABELS, fused="joined"),
+    "a second model teaches, apart": replace(LABELS, fused="apart"),
+    "two models, embeddings joined": replace(LABELS, fused="joined", alone=True),
     "relaxed contrastive": replace(LABELS, loss="relaxed"),
     "stopped by held-out classes": replace(LABELS, stop=True, steps=1000),
     "start from PCA of features": replace(LABELS, start="features"),
@@ -443,41 +464,52 @@ def tested(job: Trial, ideas: list[str], device: str, until: float, runs: Path) 
     setting = setting_of(job.training, runs, choosing=True, device=device)
     model, _ = train(setting, job.objective, LARGE, job.seed)
     test = embedded(model.eval(), setting.test_batches())
-    data, further = _rows(model, setting)
+    maps_of = [way for way in ideas if way in IDEAS]
+    data, further = _rows(model, setting, {also for way in maps_of for also in IDEAS[way].also})
     own = _nobody(len(test.features), 10**6, device)
     further["gallery"] = Data(*test, own, own)
-    found = [("1,024 itself", LARGE, retrieval(test.embeddings, setting.test_labels))]
+    found = [(ITSELF, LARGE, retrieval(test.embeddings, setting.test_labels))] if ITSELF in ideas else []
     for size in SIZES if TRAINED in ideas else ():
         small, _ = train(setting, job.objective, size, job.seed)
         of_small = embedded(small.eval(), setting.test_batches()).embeddings
         found.append((TRAINED, size, retrieval(of_small, setting.test_labels)))
+    fused, fused_test = data, test
+    if any(IDEAS[way].fused for way in maps_of):
+        second, _ = train(setting, job.objective, LARGE, job.seed + OTHER)
+        views = embedded(second.eval(), *(setting.train_batches(view) for view in range(VIEWS)))
+        fused = data._replace(e=joined(data.e, views.embeddings))
+        theirs = embedded(second, setting.test_batches())
+        fused_test = test._replace(embeddings=joined(test.embeddings, theirs.embeddings))
     starts: dict[Any, list[torch.Tensor]] = {}
-    for way in (idea for idea in ideas if idea != TRAINED):
+    for way in maps_of:
         if time.time() > until:
             break
         torch.manual_seed(job.seed)
-        maps, losses = _made(IDEAS[way], data, further, starts)
+        maps, losses = _made(IDEAS[way], fused if IDEAS[way].fused else data, further, starts)
         with torch.no_grad():
-            figures = [
-                {**retrieval(z, setting.test_labels), "loss": loss} for z, loss in zip(maps(test), losses, strict=True)
-            ]
+            made = zip(maps(fused_test if IDEAS[way].fused else test), losses, strict=True)
+            figures = [{**retrieval(z, setting.test_labels), "loss": loss} for z, loss in made]
         found += [(way, size, figure) for size, figure in zip(SIZES, figures, strict=True)]
     return [{**job._asdict(), "way": way, "size": size, **figures, **where(device)} for way, size, figures in found]
 
 
-def _rows(model: nn.Sequential, setting: Setting) -> tuple[Data, dict[str, Data]]:
-    """Every view of the training images, and further rows."""
+def _rows(model: nn.Sequential, setting: Setting, further: set[str]) -> tuple[Data, dict[str, Data]]:
+    """Every view of the training images, and the further rows that are asked for."""
     device, labels = setting.device, setting.train_labels.to(setting.device)
     count, classes = len(labels), int(labels.max()) + 1
 
     views = embedded(model, *(setting.train_batches(view) for view in range(VIEWS)))
     data = Data(*views, labels.repeat(VIEWS), torch.arange(count, device=device).repeat(VIEWS))
-    turned = embedded(model, *(setting.turned_batches(way) for way in range(TURNS)))
-    of_turned = torch.cat([labels + classes * (way + 1) for way in range(TURNS)])
-    own = torch.arange(count * TURNS, device=device) + count
-    mixed = embedded(model, *(setting.mixed_batches() for _ in range(VIEWS)))
-    nobody = _nobody(len(mixed.features), 0, device)
-    return data, {"turned": Data(*turned, of_turned, own), "mixed": Data(*mixed, nobody, nobody)}
+    made = {}
+    if "turned" in further:
+        turned = embedded(model, *(setting.turned_batches(way) for way in range(TURNS)))
+        of_turned = torch.cat([labels + classes * (way + 1) for way in range(TURNS)])
+        made["turned"] = Data(*turned, of_turned, torch.arange(count * TURNS, device=device) + count)
+    if "mixed" in further:
+        mixed = embedded(model, *(setting.mixed_batches() for _ in range(VIEWS)))
+        nobody = _nobody(len(mixed.features), 0, device)
+        made["mixed"] = Data(*mixed, nobody, nobody)
+    return data, made
 
 
 def _nobody(count: int, after: int, device: torch.device | str) -> torch.Tensor:
@@ -503,15 +535,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=OF_TRAINING)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
-    parser.add_argument("--ideas", nargs="+", choices=[TRAINED, *IDEAS], default=[TRAINED, *IDEAS])
+    parser.add_argument("--ideas", nargs="+", choices=[ITSELF, TRAINED, *IDEAS], default=[ITSELF, TRAINED, *IDEAS])
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no idea after that time")
     add_arguments(parser, TRIED)
     chosen = parser.parse_args()
     if chosen.measure:
-        known = {Trial(*(record[name] for name in Trial._fields)) for record in read(chosen.results)}
+        here = where(chosen.device)["device"]
+        there = [record for record in read(chosen.results) if record["device"] == here]
+        known = {(*(record[name] for name in Trial._fields), record["way"]) for record in there}
         jobs = [Trial(t, o, s) for s in chosen.seeds for t in chosen.trainings for o in chosen.objectives]
+        missing = {job: [idea for idea in chosen.ideas if (*job, idea) not in known] for job in jobs}
         until = time.time() + 60 * chosen.minutes
-        in_parallel(chosen, tested, [(job,) for job in jobs if job not in known], chosen.ideas, chosen.device, until)
+        jobs_with_ideas = [(job, ideas) for job, ideas in missing.items() if ideas]
+        in_parallel(chosen, tested, jobs_with_ideas, chosen.device, until)
     print(tried(read(chosen.results)))
 
 

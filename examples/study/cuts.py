@@ -21,6 +21,8 @@ from study.training import PREFIXES, retrieval
 SIZES = (8, 16, 32, 64)
 ITSELF = ""
 WITH_TURNED = "compressed with labels, turned images"
+WITH_TURNED_ROWS = 2048
+"""Compared at a time, where turned images are among them."""
 Cut = Iterator[tuple[int, dict[str, float]]]
 """Of each size its figures."""
 
@@ -86,7 +88,7 @@ def pca(of: Trained) -> Cut:
 
 def compressed(of: Trained, with_labels: bool = False, turned: bool = False, features: bool = True) -> Cut:
     learned, labels = of.with_turned if turned else (of.rows, of.labels)
-    options: dict[str, Any] = {"subset_rows": 2048} if turned else {}
+    options: dict[str, Any] = {"subset_rows": WITH_TURNED_ROWS} if turned else {}
     started = time.perf_counter()
     maps = compress(
         learned.embeddings,
@@ -104,6 +106,7 @@ def compressed(of: Trained, with_labels: bool = False, turned: bool = False, fea
 
 
 def consolidated(of: Trained) -> Cut:
+    """As `consolidate` comes."""
     yield from _consolidated(of, of.model[1])
 
 
@@ -113,13 +116,13 @@ def labels_alone(of: Trained) -> Cut:
     head = nn.Linear(features, 1)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    yield from _consolidated(of, Embedder(features, 1, head.to(of.setting.device)))
+    yield from _consolidated(of, Embedder(features, 1, head.to(of.setting.device)), subset_rows=WITH_TURNED_ROWS)
 
 
-def _consolidated(of: Trained, embedder: nn.Module) -> Cut:
+def _consolidated(of: Trained, embedder: Embedder, **options: Any) -> Cut:
     rows, labels = of.with_turned
     started = time.perf_counter()
-    deployed = consolidate(embedder, rows.features, labels, size=list(SIZES), seed=of.seed)
+    deployed = consolidate(embedder, rows.features, labels, size=list(SIZES), seed=of.seed, **options)
     seconds = round(time.perf_counter() - started, 2)
     for size in SIZES:
         with torch.no_grad():
