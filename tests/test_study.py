@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning import losses
-from scipy import stats
+from scipy import special, stats
 from study import compress_tables, cuts, tables
+from study.compress_bits import map_for_signs
 from study.cuts import CUTS, ITSELF, SIZES, WITH_TURNED, Trained
 from study.pretrained import VIEWS
 from study.questions import COMPARED, QUESTIONS, SEEDS, Training
@@ -28,6 +29,7 @@ from study.tables import Case, Found
 from study.training import OBJECTIVES, Matryoshka, on_device, retrieval
 from study.ways import WAYS
 
+from pml_s2sd import compress
 from pml_s2sd.embedder import Embedder, S2SDEmbedder
 from pml_s2sd.training_features import TURNS
 
@@ -198,3 +200,23 @@ def test_consolidation_is_the_large_space_compressed_with_labels_and_turned_imag
 
     assert figures("consolidated", ours) == figures(WITH_TURNED, theirs)
     assert figures("labels alone", ours) == figures("labels alone", theirs) != figures("consolidated", ours)
+
+
+@pytest.mark.slow
+def test_a_map_for_signs_keeps_more_similarities_after_rounding_than_one_that_is_rounded_afterwards():
+    draw = np.random.default_rng(0)
+    labels = np.arange(400) % 80
+    e = draw.normal(size=(80, 24))[labels] + 0.7 * draw.normal(size=(400, 24))
+    e = (e / np.linalg.norm(e, axis=1, keepdims=True)).astype(np.float32)
+
+    def divergence(W, bits=16):
+        z = e @ W.T
+        D = (z / np.linalg.norm(z, axis=1, keepdims=True)) @ (np.sign(z) / bits**0.5).T
+        wanted = e @ e.T + 0.3 * (labels[:, None] == labels)
+        rest = ~np.eye(400, dtype=bool)
+        p, q = (special.softmax(x[rest].reshape(400, 399) / 0.05, axis=1) for x in (D, wanted))
+        return (q * np.log(q / p)).sum(axis=1).mean()
+
+    rounded_afterwards = compress(e, 16, labels=labels, seed=0).weight.detach().numpy()
+    arguments = torch.from_numpy(e), torch.from_numpy(labels), 16, 0
+    assert divergence(map_for_signs(*arguments, both=False).numpy()) < 0.9 * divergence(rounded_afterwards)
