@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from results import markdown_table
 
-from study.cuts import COMPRESSED, ITSELF, SIZES, WITH_TURNED
+from study.cuts import COMPRESSED, ITSELF, SIZES, WITH_LABELS, WITH_TURNED
 from study.questions import COMPARED, LARGE, TRAININGS
 from study.tables import (
     METRICS,
@@ -102,7 +102,7 @@ class Goal(NamedTuple):
     other: int
 
 
-LABELLED = ("compressed with labels", WITH_TURNED)
+LABELLED = (WITH_LABELS, WITH_TURNED)
 GOALS = (
     Goal("Compressed to 32", 32, "trained at 64", 64),
     Goal("Compressed to 32", 32, "trained at 128", 128),
@@ -144,9 +144,9 @@ def _in_short(found: Found, trainings: Sequence[str]) -> str:
                 for objective in COMPARED
                 for size in SIZES
             ]
-            rows.append(
-                [training, TITLE_OF[cut], "PCA at 8, 16, 32, 64", *_counts([pairs for pairs in compared if pairs])]
-            )
+            if any(compared):
+                text = "PCA at 8, 16, 32, 64"
+                rows.append([training, TITLE_OF[cut], text, *_counts([pairs for pairs in compared if pairs])])
         for goal in GOALS:
             for cut in LABELLED:
                 compared = [_of_goal(found, training, objective, cut, goal) for objective in COMPARED]

@@ -20,6 +20,7 @@ from study.training import PREFIXES, retrieval
 
 SIZES = (8, 16, 32, 64)
 ITSELF = ""
+WITH_LABELS = "compressed with labels"
 WITH_TURNED = "compressed with labels, turned images"
 WITH_TURNED_ROWS = 2048
 """Compared at a time, where turned images are among them."""
@@ -105,9 +106,8 @@ def compressed(of: Trained, with_labels: bool = False, turned: bool = False, fea
             yield size, of.figures(maps[size](x), seconds=seconds)
 
 
-def consolidated(of: Trained) -> Cut:
-    """As `consolidate` comes."""
-    yield from _consolidated(of, of.model[1])
+def consolidated(of: Trained, **options: Any) -> Cut:
+    yield from _consolidated(of, of.model[1], **options)
 
 
 def labels_alone(of: Trained) -> Cut:
@@ -132,7 +132,7 @@ def _consolidated(of: Trained, embedder: Embedder, **options: Any) -> Cut:
 COMPRESSED: dict[str, Callable[[Trained], Cut]] = {
     "compressed": compressed,
     "compressed, embeddings alone": lambda of: compressed(of, features=False),
-    "compressed with labels": lambda of: compressed(of, with_labels=True),
+    WITH_LABELS: lambda of: compressed(of, with_labels=True),
     WITH_TURNED: lambda of: compressed(of, with_labels=True, turned=True),
 }
 CUTS: dict[str, Callable[[Trained], Cut]] = {
@@ -141,5 +141,6 @@ CUTS: dict[str, Callable[[Trained], Cut]] = {
     "PCA": pca,
     **COMPRESSED,
     "consolidated": consolidated,
+    "consolidated, subsets of 2048": lambda of: consolidated(of, subset_rows=WITH_TURNED_ROWS),
     "labels alone": labels_alone,
 }

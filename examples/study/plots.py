@@ -9,11 +9,25 @@ from pml_s2sd.report.pictures import add_legend, draw_band, finish, new_figure, 
 from pml_s2sd.report.series import mean_and_deviation
 from study.cuts import SIZES
 from study.questions import COMPARED, LARGE, TRAININGS
-from study.tables import RECALL, Case, Found, baseline, cut_of_large, half_interval, recommended
+from study.tables import (
+    MAP,
+    METRICS,
+    RECALL,
+    Case,
+    Found,
+    baseline,
+    cut_of_large,
+    half_interval,
+    of_photographs,
+    recommended,
+)
 
 
 def plot_gains(found: Found, path: Path) -> None:
-    """What S2SD gives over the baseline of the same size, an objective a bar, with 95 % confidence intervals."""
+    """What S2SD gives over the baseline of the same size, an objective a bar, with 95 % confidence intervals.
+
+    In Recall@1, of photographs in MAP@R.
+    """
     measured = [t for t in TRAININGS if any(_gain(found, t, objective) for objective in COMPARED)]
     figure = new_figure(2.8 * len(measured) + 1, 3.0)
     axes = figure.subplots(1, len(measured), sharex=True, sharey=True, squeeze=False)[0]
@@ -24,7 +38,7 @@ def plot_gains(found: Found, path: Path) -> None:
                 error = half_interval(pairs) if len(pairs) > 1 else None
                 axis.barh(place, statistics.mean(pairs), xerr=error, color="#2b83ba", capsize=3)
         axis.axvline(0, color="black", linewidth=0.8)
-        axis.set(title=f"{training} epochs", xlabel="gain, points of Recall@1")
+        axis.set(title=f"{training} epochs", xlabel=f"gain, points of {METRICS[_leading(training)]}")
         axis.set_yticks(range(len(COMPARED)), COMPARED)
         axis.grid(axis="x", alpha=0.3)
     axes[0].invert_yaxis()
@@ -33,12 +47,18 @@ def plot_gains(found: Found, path: Path) -> None:
 
 def _gain(found: Found, training: str, objective: str) -> list[float]:
     ours, theirs = recommended(training, objective, 32), baseline(training, objective, 32)
-    return [*found.pairs(ours, theirs).values()]
+    return [*found.pairs(ours, theirs, _leading(training)).values()]
+
+
+def _leading(training: str) -> str:
+    return MAP if of_photographs(training) else RECALL
 
 
 def plot_sizes(found: Found, path: Path) -> None:
-    """Recall@1 against the embedding size, the mean of the objectives, with standard deviations over seeds."""
-    trainings = [t for t in TRAININGS if _mean(found, [recommended(t, o, 32) for o in COMPARED])]
+    """Recall@1 (of photographs MAP@R) against the embedding size, the mean of the objectives; bands are standard
+    deviations over seeds.
+    """
+    trainings = [t for t in TRAININGS if _mean(found, [recommended(t, o, 32) for o in COMPARED], RECALL)]
     figure = new_figure(3.2 * len(trainings), 3.0)
     for number, training in enumerate(trainings):
         axis = figure.add_subplot(1, len(trainings), number + 1)
@@ -50,21 +70,21 @@ def plot_sizes(found: Found, path: Path) -> None:
         }
         ticks: set[int] = set()
         for position, (name, by_size) in enumerate(series.items()):
-            points = {d: values for d, cases in by_size.items() if (values := _mean(found, cases))}
+            points = {d: values for d, cases in by_size.items() if (values := _mean(found, cases, _leading(training)))}
             ticks |= set(points)
             if points:
                 draw_band(axis, position, name, [*points], [mean_and_deviation(v) for v in points.values()])
         axis.set_xticks(sorted(ticks), [str(d) for d in sorted(ticks)])
         axis.minorticks_off()
         axis.set(xlabel="embedding size d")
-        finish(axis, f"Recall@1, {training} epochs, %")
+        finish(axis, f"{METRICS[_leading(training)]}, {training} epochs, %")
     add_legend(figure)
     save_png(figure, path)
 
 
-def _mean(found: Found, cases: list[Case]) -> list[float]:
+def _mean(found: Found, cases: list[Case], metric: str) -> list[float]:
     """Of each seed the mean over all of the cases, if they are all there."""
     if not all(case in found for case in cases):
         return []
-    seeds = set.intersection(*(set(found[case][RECALL]) for case in cases))
-    return [statistics.mean(found[case][RECALL][seed] for case in cases) for seed in sorted(seeds)]
+    seeds = set.intersection(*(set(found[case][metric]) for case in cases))
+    return [statistics.mean(found[case][metric][seed] for case in cases) for seed in sorted(seeds)]

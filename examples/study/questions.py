@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from study.cuts import COMPRESSED, ITSELF
+from study.cuts import COMPRESSED, ITSELF, WITH_LABELS
 from study.ways import DELAYS, GAMMAS
 
 COMPARED = ("multisimilarity", "margin", "triplet", "contrastive", "supcon", "proxyanchor", "arcface")
@@ -57,12 +57,15 @@ class Question(NamedTuple):
                                     yield Wanted(Training(training, objective, way, size, seed), cut)
 
 
-EVERYWHERE = dict.fromkeys(TRAININGS, COMPARED)
+EMOJI, PHOTOS = dict.fromkeys(TRAININGS[:-1], COMPARED), dict.fromkeys(TRAININGS[-1:], COMPARED)
 QUESTIONS = {
-    "sizes": Question(EVERYWHERE, sizes=(LARGE, 32, 64, 128)),
+    "sizes": Question(EMOJI | PHOTOS, sizes=(LARGE, 32, 64, 128)),
     "small sizes": Question({"frozen 10": COMPARED}, sizes=(8, 16)),
-    "cuts": Question(EVERYWHERE, sizes=(LARGE,), cuts=("PCA", *COMPRESSED)),
-    "S2SD": Question({"tuned 5": EXAMINED}, ["S2SD"], cuts=(ITSELF, "consolidated", "labels alone")),
+    "cuts": Question(EMOJI, sizes=(LARGE,), cuts=("PCA", *COMPRESSED)),
+    "cuts of photographs": Question(PHOTOS, sizes=(LARGE,), cuts=("PCA", "compressed", WITH_LABELS)),
+    "S2SD": Question(
+        {"tuned 5": EXAMINED}, ["S2SD"], cuts=(ITSELF, "consolidated", "consolidated, subsets of 2048", "labels alone")
+    ),
     "labels alone": Question({"frozen 10": MAIN}, sizes=(LARGE,), cuts=("labels alone",)),
     "Matryoshka": Question({"frozen 10": EXAMINED, "tuned 5": MAIN}, ["Matryoshka"], sizes=(128,), cuts=("first",)),
     "longer": Question({"frozen 50": EXAMINED, "tuned 7": MAIN}),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from results import markdown_table
 from scipy import stats
 
-from study.cuts import ITSELF, SIZES, WITH_TURNED
+from study.cuts import ITSELF, SIZES, WITH_LABELS, WITH_TURNED
 from study.questions import COMPARED, EMBEDDING_SIZE, EXAMINED, LARGE, MAIN, QUESTIONS, TRAININGS
 
 RECALL, MAP = "precision_at_1", "mean_average_precision_at_r"
@@ -41,7 +41,13 @@ def cut_of_large(training: str, objective: str, cut: str, size: int) -> Case:
 
 def recommended(training: str, objective: str, size: int) -> Case:
     """S2SD as it comes, with consolidation: its trunk and large space are trained as the objective alone at 1,024."""
-    return cut_of_large(training, objective, WITH_TURNED, size)
+    cut = WITH_LABELS if of_photographs(training) else WITH_TURNED
+    return cut_of_large(training, objective, cut, size)
+
+
+def of_photographs(training: str) -> bool:
+    """Turned they show nothing that a photograph would, and on held-out classes they did not help."""
+    return training.startswith("photos")
 
 
 class Found(dict[Case, dict[str, dict[int, float]]]):
