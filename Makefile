@@ -11,7 +11,7 @@ PML_VERSIONS := 2.3.0 2.6.0 2.9.0
 RECIPES := .venv-recipes
 RECIPES_INSTALLED := $(RECIPES)/.installed
 
-.PHONY: help demo test test-recipes test-matrix compatibility lint seeds study study-row compress-study bench bench-check bench-evaluation data
+.PHONY: help demo test test-recipes test-matrix compatibility lint seeds study bench bench-check bench-evaluation data
 
 help:
 	@echo "make demo   fine-tune a pretrained trunk on the emoji, the objective alone and S2SD; compare on unseen ones (minutes)"
@@ -21,9 +21,7 @@ help:
 	@echo "make compatibility  write docs/compatibility.md from the results of the tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make seeds  the README's table: the demo for seeds 0 to 4"
-	@echo "make study  docs/study.md's tables: every question, five seeds (hours; goes on where it stopped)"
-	@echo "make study-row ROW='--questions auto --settings frozen --objectives margin'  a part of it, beside what was published"
-	@echo "make compress-study ROW='--measure --device cuda --processes 16'  docs/compress_study.md's rows, and its tables"
+	@echo "make study  the study's tables; ROW='--measure' measures what is missing (hours), ROW='--publish' writes docs/"
 	@echo "make bench  timings, as ratios within one run; writes benchmarks/results and docs/performance.md (half an hour)"
 	@echo "make bench-check  the quick ones again, compared with the results that are committed (minutes)"
 	@echo "make bench-evaluation   evaluation of 60,000 images, and in a gallery of a million (long)"
@@ -74,13 +72,8 @@ lint: $(INSTALLED)
 seeds: $(PRETRAINED)
 	$(VENV)/bin/python examples/seeds.py --name demo --seeds 0 1 2 3 4
 
-study: study-row
-
-study-row: $(PRETRAINED)
+study: $(PRETRAINED)
 	PYTHONPATH=examples $(VENV)/bin/python -m study.study $(ROW)
-
-compress-study: $(PRETRAINED)
-	PYTHONPATH=examples $(VENV)/bin/python -m study.compress_study $(ROW)
 
 bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/loss_step.py

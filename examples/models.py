@@ -71,8 +71,7 @@ def consolidated(
     """
     trunk, embedder = model
     features, labels = data.features(trunk, settings, keep_maximum=embedder.aggregate_pooling, own=own)
-    rows = 2048 if settings.turned else 512  # with more classes, more of them at a time
-    return nn.Sequential(trunk, consolidate(embedder, features, labels, subset_rows=rows, seed=settings.seed)).eval()
+    return nn.Sequential(trunk, consolidate(embedder, features, labels, seed=settings.seed)).eval()
 
 
 def from_images(model: nn.Module, front: nn.Module | None) -> nn.Module:

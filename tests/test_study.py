@@ -1,32 +1,47 @@
 """The study's rows, tables and alternatives; its runs need weights that are not installed with the tests."""
 
-import json
-import re
+import argparse
+import functools
 
 import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning import losses
 from scipy import special, stats
-from study import compress_tables
+from study import compress_tables, cuts, tables
 from study.compress_bits import map_for_signs
-from study.questions import COMPARED, QUESTIONS, Row
-from study.study import PUBLISHED, made_by, read
-from study.tables import Found, compare, gain, tables
+from study.cuts import CUTS, ITSELF, SIZES, WITH_TURNED, Trained
+from study.pretrained import VIEWS
+from study.questions import COMPARED, QUESTIONS, SEEDS, Training
+from study.study import (
+    BEGIN,
+    COMPRESS_PAGE,
+    END,
+    PAGE,
+    PUBLISHED,
+    TABLES,
+    TRIED,
+    missing,
+    read,
+    written_between,
+)
+from study.tables import Case, Found
 from study.training import OBJECTIVES, Matryoshka, on_device, retrieval
 from study.ways import WAYS
 
 from pml_s2sd import compress
+from pml_s2sd.embedder import Embedder, S2SDEmbedder
+from pml_s2sd.training_features import TURNS
 
 
-def record(way, seed, recall, setting="frozen", objective="margin", size=32, **more):
-    row = Row(setting, objective, size, way, seed)
-    figures = {"precision_at_1": recall, "mean_average_precision_at_r": recall / 2, "train_seconds": 1.0 + seed}
-    return row, {**made_by(row), **figures, **more}
+def result(recall, seed, *, size=32, trained=None, cut=ITSELF, way="baseline", objective="supcon", training="tuned 5"):
+    model = Training(training, objective, way, trained or size, seed)
+    figures = {"precision_at_1": recall, "mean_average_precision_at_r": recall / 2, "device": "CPU", "torch": "2"}
+    return {**model._asdict(), "cut": cut, "size": size, **figures}
 
 
-def found(*records):
-    return Found(dict(records))
+def results(recalls, **case):
+    return [result(recall, seed, **case) for seed, recall in enumerate(recalls)]
 
 
 def cells(text):
@@ -34,49 +49,74 @@ def cells(text):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_every_way_of_every_question_exists_and_no_two_rows_share_a_file():
-    rows = {row for question in QUESTIONS.values() for row in question.rows(range(5))}
-    assert {row.way for row in rows} <= set(WAYS)
-    assert len({row.file for row in rows}) == len(rows)
-    assert len({row.objective for row in rows}) == len(COMPARED) == 7
+def half(*differences):
+    return stats.t.interval(0.95, len(differences) - 1, loc=0, scale=stats.sem(differences))[1]
 
 
-def test_a_table_is_means_deviations_and_paired_intervals():
-    records = [record("baseline", seed, 40.0 + seed) for seed in range(3)]
-    records += [record("auto", seed, 42.0 + 2 * seed, train_seconds=3.0) for seed in range(3)]
-    text = tables(found(*records))
-    baseline, auto = (
-        line for line in cells(text) if line[:3] in (["margin", "32", "baseline"], ["margin", "32", "auto"])
-    )
-    half = stats.t.interval(0.95, 2, loc=3, scale=1 / 3**0.5)[1] - 3  # differences 2, 3, 4
-    assert baseline[3:5] == ["3", "41.0 ± 1.0"]
-    assert auto[4:6] == ["44.0 ± 2.0", f"+3.0 ± {half:.1f}"]
-    assert auto[-1] == "1.5"  # the median of 3/1, 3/2, 3/3
-    assert ["frozen", "1", "3", "+3.0", "+3.0 ± 1.0 (margin)"] in cells(text)
+def test_every_way_and_cut_of_every_question_exists():
+    wanted = [wanted for question in QUESTIONS.values() for wanted in question.wanted(SEEDS)]
+    assert {model.way for model, _ in wanted} == set(WAYS)
+    assert {cut for _, cut in wanted} == set(CUTS)
+    assert len({model.objective for model, _ in wanted}) == len(COMPARED) == 7
 
 
-def test_the_gain_is_of_the_seeds_that_both_have():
-    assert gain({0: 1.0, 1: 5.0}, {1: 6.0, 2: 100.0}) == "+1.0"
-    assert gain({0: 1.0}, {1: 6.0}) == ""
+def test_what_is_published_was_asked_for():
+    wanted = {(*model, cut) for question in QUESTIONS.values() for model, cut in question.wanted(SEEDS)}
+    there = {tuple(record[name] for name in (*Training._fields, "cut")) for record in read(PUBLISHED)}
+    assert there <= wanted
 
 
-def test_s2sd_at_d_is_set_beside_the_baseline_at_twice_d():
-    records = [record("auto", seed, 45.0 + seed, objective="contrastive", size=8) for seed in range(2)]
-    records += [record("baseline", seed, 44.0 + seed, objective="contrastive", size=16) for seed in range(2)]
-    assert ["frozen", "contrastive", "8", "45.5 ± 0.7", "44.5 ± 0.7", "+1.0 ± 0.0"] in cells(tables(found(*records)))
+def test_a_result_that_is_there_is_not_measured_again():
+    def chosen(**more):
+        given = {"questions": ["cuts"], "trainings": None, "objectives": ["supcon"], "sizes": None, "seeds": [0, 1]}
+        return argparse.Namespace(**{**given, **more})
+
+    pca = result(40.0, 0, size=32, trained=1024, cut="PCA", training="frozen 10")
+    found = missing(chosen(), [pca])
+    every = list(QUESTIONS["cuts"].cuts)
+    assert found[Training("frozen 10", "supcon", "baseline", 1024, 0)] == [cut for cut in every if cut != "PCA"]
+    assert found[Training("frozen 10", "supcon", "baseline", 1024, 1)] == every
+    sizes = missing(chosen(questions=["sizes"], sizes=[64]), [])
+    assert {model.trained for model in sizes} == {64}
+    assert "photos 10" not in {model.training for model in sizes}
+    assert {m.training for m in missing(chosen(questions=["sizes"], trainings=["photos 10"]), [])} == {"photos 10"}
 
 
-def test_a_run_made_in_another_way_is_not_taken_for_this_one():
-    row, made = record("auto", 0, 41.0)
-    assert list(read([json.dumps(made)])) == [row]
-    assert read([json.dumps({**made, "epochs": 99})]) == {}
-    assert read([json.dumps({**made, "made": {**made["made"], "ratio": 0.1}})]) == {}
+def test_s2sd_at_32_is_set_beside_its_rivals_paired_by_seed():
+    records = results([40.0, 41.0, 42.0]) + results([43.0, 43.0, 43.0], size=64)
+    records += results([42.0, 44.0, 46.0, 99.0], trained=1024, cut=WITH_TURNED)
+    rows = cells(tables.tables(records))
+    same, twice = f"+3.0 ± {half(2, 3, 4):.1f}", f"+1.0 ± {half(-1, 1, 3):.1f}"
+    assert ["tuned 5", f"{same}, 1 of 1", f"{twice}, 1 of 1", "", "", ""] in rows
+    of_map = f"+1.5 ± {half(1, 1.5, 2):.1f}"
+    (row,) = (row for row in rows if row[0] == "supcon" and len(row) == 9)
+    assert row[1:4] == ["41.0 / 20.5", "57.8 / 28.9", f"{same} / {of_map}"]
+    assert row[-1] == "3"
 
 
-def test_rows_are_compared_with_the_published_ones():
-    published = found(*(record("auto", seed, 40.0 + seed) for seed in range(3)))
-    assert cells(compare(found(record("auto", 0, 41.9)), published))[-1][-3:] == ["41.9", "41.0 ± 1.0", "yes"]
-    assert cells(compare(found(record("auto", 0, 42.1)), published))[-1][-1] == "no"
+def test_the_mean_over_objectives_is_taken_seed_by_seed():
+    records = results([40.0, 41.0, 42.0]) + results([42.0, 42.0, 42.0], trained=1024, cut=WITH_TURNED)
+    records += results([40.0, 40.0], objective="margin")
+    records += results([39.0, 36.0], objective="margin", trained=1024, cut=WITH_TURNED)
+    by_seed, by_objective = tables.over_objectives(Found.of(records), "tuned 5", tables.RIVALS[0])
+    assert by_seed == {0: (2 - 1) / 2, 1: (1 - 4) / 2}  # seed 2 is not there for both
+    assert by_objective == [-2.5, 1.0]  # margin, supcon
+
+
+def test_of_what_was_measured_twice_the_first_counts():
+    found = Found.of([result(40.0, 0), result(50.0, 0), result(60.0, 1)])
+    case = Case("tuned 5", "supcon", "baseline", 32, ITSELF, 32)
+    assert found[case][tables.RECALL] == {0: 40.0, 1: 60.0}
+    assert found.pairs(case, case._replace(size=64)) == {}
+
+
+def test_ways_are_set_beside_the_baseline():
+    records = results([40.0, 41.0], objective="multisimilarity")
+    records += results([39.0, 41.0], objective="multisimilarity", way="MSD")
+    rows = cells(tables.tables(records))
+    line = ["tuned 5", "multisimilarity", "32"]
+    assert [*line, "baseline", "40.5 / 20.2", "", "2"] in rows
+    assert [*line, "MSD", "40.0 / 20.0", f"-0.5 ± {half(-1, 0):.1f} / -0.2 ± {half(-0.5, 0):.1f}", "2"] in rows
 
 
 def test_matryoshka_is_the_sum_over_prefixes():
@@ -95,12 +135,12 @@ def test_supcon_is_ntxent_where_each_sample_has_one_positive():
     np.testing.assert_allclose(*values, rtol=1e-9)
 
 
-@pytest.mark.skipif(not PUBLISHED.exists(), reason="nothing is published")
-def test_the_tables_of_the_docs_are_those_of_the_published_runs():
-    published = Found(read(PUBLISHED.read_text().splitlines()))
-    docs = (PUBLISHED.parents[2] / "docs" / "study.md").read_text()
-    for table in re.split(r"\n\n(?=###)", tables(published)):
-        assert table in docs, table.splitlines()[0]
+def test_the_tables_of_the_docs_are_those_of_the_published_results():
+    records = read(PUBLISHED)
+    assert TABLES.read_text() == tables.page(records)
+    assert PAGE.read_text() == written_between(PAGE, BEGIN, END, tables.in_short(Found.of(records)))
+    text = compress_tables.tables(records) + "\n\n## What was tried\n\n" + compress_tables.tried(read(TRIED))
+    assert COMPRESS_PAGE.read_text() == written_between(COMPRESS_PAGE, BEGIN, END, text)
 
 
 def test_retrieval_on_a_device_is_that_of_the_calculator():
@@ -113,24 +153,54 @@ def test_retrieval_on_a_device_is_that_of_the_calculator():
 
 
 def test_compress_is_counted_against_pca_and_against_training():
-    def results(way, trained, size, recalls):
-        common = {"training": "tuned 5", "objective": "supcon", "trained": trained, "way": way, "size": size}
-        figures = {"device": "CPU", "torch": "2"}
-        return [
-            {**common, **figures, "seed": seed, "precision_at_1": r, "mean_average_precision_at_r": r - 20}
-            for seed, r in enumerate(recalls)
-        ]
-
     text = compress_tables.tables(
-        results("trained", 64, 64, [40.0, 42.0])
-        + results("PCA", 1024, 32, [41.0, 41.0])
-        + results("compressed with labels", 1024, 32, [42.0, 43.0])
+        results([40.0, 42.0], size=64)
+        + results([41.0, 41.0], trained=1024, cut="PCA")
+        + results([42.0, 43.0], trained=1024, cut="compressed with labels")
     )
-    half = stats.t.ppf(0.975, 1) * 0.5**0.5 / 2**0.5  # differences 2 and 1
+    recall, of_map = f"+1.5 ± {half(2, 1):.1f}", f"+0.8 ± {half(1, 0.5):.1f}"
     lines = cells(text)
-    assert ["tuned 5", "supcon", *2 * [f"+1.5 ± {half:.1f}"], "", ""] in lines
+    assert ["tuned 5", "supcon", recall, of_map, "", ""] in lines
     assert ["tuned 5", "compressed with labels", "trained at 64, from 32", "1", *2 * ["1", "0", "0"]] in lines
-    assert ["supcon", "32", "41.0 / 21.0", "", "", f"+1.5 ± {half:.1f} / +1.5 ± {half:.1f}", ""] in lines
+    assert ["supcon", "32", "41.0 / 20.5", "", "", f"{recall} / {of_map}", ""] in lines
+
+
+class FewFeatures:
+    """A setting: features of 20 samples to train on, in views and turned, and of 18 others."""
+
+    device = torch.device("cpu")
+    train_labels, test_labels = torch.arange(20) // 2, torch.arange(18) // 3
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.train = torch.randn(VIEWS, 20, max(SIZES), generator=generator)
+        self.turned = torch.randn(TURNS, 20, max(SIZES), generator=generator)
+        self.test = torch.randn(18, max(SIZES), generator=generator)
+
+    def train_batches(self, view):
+        return self.train[view].split(8)
+
+    def turned_batches(self, way):
+        return self.turned[way].split(8)
+
+    def test_batches(self):
+        return self.test.split(8)
+
+
+def test_consolidation_is_the_large_space_compressed_with_labels_and_turned_images(monkeypatch):
+    """Why every table has the one for the other."""
+    for name in ("compress", "consolidate"):
+        monkeypatch.setattr(cuts, name, functools.partial(getattr(cuts, name), steps=20))
+    torch.manual_seed(0)
+    base = S2SDEmbedder(max(SIZES), 32, (128,), aux_head="linear")
+    large = Embedder(max(SIZES), 128, base.aux_heads[0])
+    ours, theirs = (Trained(torch.nn.Sequential(torch.nn.Identity(), x), FewFeatures(), seed=0) for x in (base, large))
+
+    def figures(cut, of):
+        return {size: (f["precision_at_1"], f["mean_average_precision_at_r"]) for size, f in CUTS[cut](of)}
+
+    assert figures("consolidated", ours) == figures(WITH_TURNED, theirs)
+    assert figures("labels alone", ours) == figures("labels alone", theirs) != figures("consolidated", ours)
 
 
 @pytest.mark.slow

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from study.pretrained import FEATURES, TURNS, VIEWS
+from study.pretrained import FEATURES, VIEWS
 from study.settings import EMOJI, SETTINGS, Setting, cache_of
 from study.training import batches
+
+from pml_s2sd.training_features import TURNS
 
 CLASSES, EACH = 41, 5
 

@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from pml_s2sd import compress
 from pml_s2sd._similarity_map import START_ROWS, Objective, Rows, blocks_of, chosen, principal_axes, subsets
-from study.compress_study import LARGE, TRAININGS, embedded
+from study.cuts import Trained
 from study.pretrained import VIEWS
-from study.questions import COMPARED, Row
-from study.settings import Setting
+from study.questions import COMPARED, LARGE, TRAININGS
+from study.study import setting_of
 from study.training import train
 
 LABEL_WEIGHT, TEMPERATURE, SUBSET_ROWS, STEPS, RATE = 0.3, 0.05, 512, 300, 3e-3
@@ -93,13 +93,12 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    name, epochs = TRAININGS[asked.training]
-    setting = Setting(name, asked.runs / "study-activations.pt", epochs=epochs, choosing=True)
+    setting = setting_of(asked.training, asked.runs, choosing=True)
     labels, lines = setting.test_labels.numpy(), []
     for seed in asked.seeds:
-        model, _ = train(setting, Row(name, asked.objective, LARGE, "baseline", seed))
-        e = embedded(model.eval(), *(setting.train_batches(view) for view in range(VIEWS))).embeddings
-        test = unit(embedded(model, setting.test_batches()).embeddings.numpy())
+        model, _ = train(setting, asked.objective, LARGE, seed)
+        trained = Trained(model, setting, seed)
+        e, test = trained.rows.embeddings, unit(trained.test.embeddings.numpy())
         for size in asked.bytes:
             for title, queries, stored, metric in codes_of(size, e, setting.train_labels.repeat(VIEWS), test, seed):
                 found = retrieval(queries, stored, labels, metric)

@@ -16,10 +16,11 @@ import torch
 from codes import PASSES, ROTATIONS, plot, rows_of, table
 from results import write_text
 
-from study.compress_study import DOCS, LARGE, PAGE, TRAININGS, embedded, written_between
+from study.cuts import Trained
 from study.pretrained import VIEWS
-from study.questions import COMPARED, Row
-from study.settings import PHOTOS, Setting, cache_of
+from study.questions import COMPARED, LARGE, TRAININGS
+from study.settings import PHOTOS
+from study.study import COMPRESS_PAGE, DOCS, setting_of, written_between
 from study.training import train
 
 BEGIN, END = "<!-- codes, written by compress_codes.py --publish -->", "<!-- end of codes -->"
@@ -39,17 +40,17 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--photos", type=Path, help=PHOTOS)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--publish", action="store_true", help=f"write the codes' table of {PAGE.name}, and its plot")
+    parser.add_argument(
+        "--publish", action="store_true", help=f"write the codes' table of {COMPRESS_PAGE.name}, and its plot"
+    )
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    name, epochs = TRAININGS[chosen.training]
-    cache = cache_of(name, chosen.runs)
-    setting = Setting(name, cache, photos=chosen.photos, epochs=epochs, device=chosen.device)
-    model, _ = train(setting, Row(name, chosen.objective, LARGE, "baseline", chosen.seed))
-    model.eval()
+    setting = setting_of(chosen.training, chosen.runs, photos=chosen.photos, device=chosen.device)
+    model, _ = train(setting, chosen.objective, LARGE, chosen.seed)
+    trained = Trained(model, setting, chosen.seed)
     rows = rows_of(
-        embedded(model, *(setting.train_batches(view) for view in range(VIEWS))).embeddings.cpu().numpy(),
-        embedded(model, setting.test_batches()).embeddings.cpu().numpy(),
+        trained.rows.embeddings.cpu().numpy(),
+        trained.test.embeddings.cpu().numpy(),
         setting.test_labels.numpy(),
         train_labels=None if chosen.without_labels else setting.train_labels.repeat(VIEWS).numpy(),
         seed=chosen.seed,
@@ -60,7 +61,10 @@ def main() -> None:
     print(text)
     if chosen.publish:
         plot(rows, DOCS / "compress_codes.png")
-        write_text(PAGE, written_between(PAGE, BEGIN, END, f"{text}\n\n![Recall against bytes](compress_codes.png)"))
+        write_text(
+            COMPRESS_PAGE,
+            written_between(COMPRESS_PAGE, BEGIN, END, f"{text}\n\n![Recall against bytes](compress_codes.png)"),
+        )
 
 
 if __name__ == "__main__":

@@ -1,116 +1,100 @@
-"""The tables of compress_study.py and compress_tried.py."""
+"""The tables of docs/compress_study.md: compress beside PCA and beside small trainings, and what was tried."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from results import markdown_table
 
-from study.questions import COMPARED
-from study.tables import RECALL, TITLES, gain, half_interval
+from study.cuts import COMPRESSED, ITSELF, SIZES, WITH_LABELS, WITH_TURNED
+from study.questions import COMPARED, LARGE, TRAININGS
+from study.tables import (
+    METRICS,
+    RECALL,
+    Case,
+    Found,
+    baseline,
+    cut_of_large,
+    gains,
+    half_interval,
+    interval,
+    mean,
+    means,
+)
 
-MAP = "mean_average_precision_at_r"
-METRICS = {RECALL: TITLES[RECALL], MAP: TITLES[MAP]}
-CUTS = (8, 16, 32, 64)
-Key = tuple[str, str, int, str, int]
-"""Training, objective, trained size, way, size."""
-Found = dict[Key, dict[str, dict[int, float]]]
-
-
-def by_seed(records: Iterable[dict[str, Any]]) -> Found:
-    """Of each key, and each metric, the figure of each seed."""
-    found: Found = defaultdict(lambda: {metric: {} for metric in TITLES})
-    for record in records:
-        key = tuple(record[name] for name in ("training", "objective", "trained", "way", "size"))
-        for metric in TITLES:
-            found[key][metric][record["seed"]] = record[metric]
-    return dict(found)
+TRAINED = (32, 64, 128)
 
 
-def tables(records: Sequence[dict[str, Any]], on_cpu: Sequence[dict[str, Any]] = ()) -> str:
-    """Everything that is published of `records`; `on_cpu` are the study's own, of which some are the same trainings."""
-    found = by_seed(records)
+def tables(all_records: Sequence[Mapping[str, Any]]) -> str:
+    """Everything that is published about compress."""
+    records = [record for record in all_records if _of_compress(record)]
+    found = Found.of(records)
     trainings = sorted({record["training"] for record in records})
     parts = [_made_with(records), "### In short\n\n" + _in_short(found, trainings)]
     parts += [f"### {training} epochs\n\n{_means(found, training)}" for training in trainings]
     for goal in GOALS:
         parts.append(f"### {goal.title}, less {goal.other_title}\n\n{_differences(found, trainings, goal)}")
     parts += [f"### Less PCA, {training} epochs\n\n{_against_pca(found, training)}" for training in trainings]
-    same = _same_on_cpu(found, on_cpu)
+    same = _same_on_cpu(found, records)
     return "\n\n".join([*parts, *([f"### The same trainings on a CPU\n\n{same}"] if same else [])])
 
 
-def _same_on_cpu(found: Found, on_cpu: Sequence[dict[str, Any]]) -> str:
-    """Models trained at the small size that the study's table has too, made there on a CPU."""
-    theirs: Found = defaultdict(lambda: {metric: {} for metric in METRICS})
-    for record in on_cpu:
-        if record["way"] == "baseline":
-            key = (
-                f"{record['setting']} {record['epochs']}",
-                record["objective"],
-                record["size"],
-                "trained",
-                record["size"],
-            )
+def _of_compress(record: Mapping[str, Any]) -> bool:
+    return (
+        record["training"] in TRAININGS
+        and record["way"] == "baseline"
+        and record["trained"] in (*TRAINED, LARGE)
+        and record["cut"] in (ITSELF, "PCA", *COMPRESSED)
+    )
+
+
+def _same_on_cpu(found: Found, records: Sequence[Mapping[str, Any]]) -> str:
+    """Of models that were trained on a GPU and on a CPU."""
+    on_cpu = Found.of(record for record in records if record["device"] == "CPU")
+    rows = []
+    for case in sorted(on_cpu):
+        if found[case] != on_cpu[case]:
+            row = [case.training, case.objective, str(case.size)]
             for metric in METRICS:
-                theirs[key][metric][record["seed"]] = record[metric]
-    rows = [
-        [
-            key[0],
-            key[1],
-            str(key[2]),
-            *(cell for m in METRICS for cell in (mean(theirs[key][m]), gain(theirs[key][m], found[key][m]))),
-        ]
-        for key in sorted(found)
-        if key in theirs
-    ]
+                here, there = found[case][metric], on_cpu[case][metric]
+                row += [mean(there), interval([here[seed] - there[seed] for seed in there])]
+            rows.append(row)
     header = ["training", "objective", "d"]
     for title in METRICS.values():
         header += [f"{title} on a CPU", "difference here"]
     return markdown_table(header, rows) if rows else ""
 
 
-def mean(by_seed: dict[int, float]) -> str:
-    return f"{statistics.mean(by_seed.values()):.1f}"
-
-
-def _made_with(records: Sequence[dict[str, Any]]) -> str:
+def _made_with(records: Sequence[Mapping[str, Any]]) -> str:
     counts = Counter(f"{record['device']}, torch {record['torch']}" for record in records)
     return "Results by device: " + "; ".join(f"{name}: {count:,}" for name, count in counts.most_common()) + "."
 
 
-TITLE_OF = {
-    "trained": "",
-    "PCA": "PCA",
-    "compressed": "compressed",
-    "compressed, embeddings alone": "compressed, embeddings alone",
-    "compressed with labels": "compressed with labels",
-    "compressed with labels, turned images": "with labels and turned images",
-}
+TITLE_OF = {**{cut: cut for cut in ("PCA", *COMPRESSED)}, WITH_TURNED: "with labels and turned images"}
 COLUMNS = {
-    **{f"trained at {size}": (size, "trained", size) for size in (32, 64, 128)},
-    "1,024 itself": (1024, "trained", 1024),
-    **{f"{name} to {size}": (1024, way, size) for size in (32, 64) for way, name in TITLE_OF.items() if name},
+    **{f"trained at {size}": (size, ITSELF, size) for size in TRAINED},
+    "1,024 itself": (LARGE, ITSELF, LARGE),
+    **{f"{title} to {size}": (LARGE, cut, size) for size in (32, 64) for cut, title in TITLE_OF.items()},
 }
 
 
 def _means(found: Found, training: str) -> str:
     """Recall@1 / MAP@R, means over seeds."""
-    columns = {title: key for title, key in COLUMNS.items() if any((training, o, *key) in found for o in COMPARED)}
-    rows = []
-    for objective in COMPARED:
-        figures = [found.get((training, objective, *key)) for key in columns.values()]
-        if any(figures):
-            means = [[f"{statistics.mean(of[m].values()):.1f}" for m in METRICS] if of else [] for of in figures]
-            rows.append([objective, *(" / ".join(pair) for pair in means)])
-    return markdown_table(["objective", *columns], rows)
+
+    def case(objective: str, column: tuple[int, str, int]) -> Case:
+        trained, cut, size = column
+        return Case(training, objective, "baseline", trained, cut, size)
+
+    columns = {title: column for title, column in COLUMNS.items() if any(case(o, column) in found for o in COMPARED)}
+    rows = [[objective, *(means(found, case(objective, key)) for key in columns.values())] for objective in COMPARED]
+    return markdown_table(["objective", *columns], [row for row in rows if any(row[1:])])
 
 
 class Goal(NamedTuple):
-    """Embeddings of `size` made in one of the `ways` from the large ones, against a model trained at `other`."""
+    """Embeddings of `size` made with labels from the large ones, against a model trained at `other`."""
 
     title: str
     size: int
@@ -118,21 +102,23 @@ class Goal(NamedTuple):
     other: int
 
 
-LABELLED = ("compressed with labels", "compressed with labels, turned images")
+LABELLED = (WITH_LABELS, WITH_TURNED)
 GOALS = (
     Goal("Compressed to 32", 32, "trained at 64", 64),
     Goal("Compressed to 32", 32, "trained at 128", 128),
-    Goal("Compressed to 64", 64, "the 1,024 themselves", 1024),
+    Goal("Compressed to 64", 64, "the 1,024 themselves", LARGE),
 )
 
 
-def _pairs(found: Found, training: str, objective: str, way: str, goal: Goal) -> list[list[float]]:
+def _pairs(found: Found, ours: Case, theirs: Case) -> list[list[float]]:
     """Of each metric the differences, seed by seed; empty where one is missing."""
-    ours = found.get((training, objective, 1024, way, goal.size))
-    theirs = found.get((training, objective, goal.other, "trained", goal.other))
-    if not ours or not theirs:
-        return []
-    return [[ours[m][seed] - theirs[m][seed] for seed in ours[m] if seed in theirs[m]] for m in METRICS]
+    pairs = [[*found.pairs(ours, theirs, metric).values()] for metric in METRICS]
+    return pairs if all(pairs) else []
+
+
+def _of_goal(found: Found, training: str, objective: str, cut: str, goal: Goal) -> list[list[float]]:
+    ours = cut_of_large(training, objective, cut, goal.size)
+    return _pairs(found, ours, baseline(training, objective, goal.other))
 
 
 def _differences(found: Found, trainings: Sequence[str], goal: Goal) -> str:
@@ -140,12 +126,11 @@ def _differences(found: Found, trainings: Sequence[str], goal: Goal) -> str:
     for training in trainings:
         for objective in COMPARED:
             cells = []
-            for way in LABELLED:
-                pairs = _pairs(found, training, objective, way, goal)
-                cells += [interval(values) for values in pairs] or ["", ""]
+            for cut in LABELLED:
+                cells += [interval(values) for values in _of_goal(found, training, objective, cut, goal)] or ["", ""]
             if any(cells):
                 rows.append([training, objective, *cells])
-    titles = [f"{TITLE_OF[way]}, {title}" for way in LABELLED for title in METRICS.values()]
+    titles = [f"{TITLE_OF[cut]}, {title}" for cut in LABELLED for title in METRICS.values()]
     return markdown_table(["training", "objective", *titles], rows)
 
 
@@ -153,21 +138,21 @@ def _in_short(found: Found, trainings: Sequence[str]) -> str:
     """Of how many objectives, or objectives and sizes, the mean difference is at least 0, and the interval above 0."""
     rows = []
     for training in trainings:
-        for way in ("compressed", "compressed, embeddings alone", *LABELLED):
-            pairs = [
-                [[ours[m][seed] - pca[m][seed] for seed in pca[m]] for m in METRICS]
+        for cut in ("compressed", "compressed, embeddings alone", *LABELLED):
+            compared = [
+                _pairs(found, *(cut_of_large(training, objective, name, size) for name in (cut, "PCA")))
                 for objective in COMPARED
-                for size in CUTS
-                if (pca := found.get((training, objective, 1024, "PCA", size)))
-                and (ours := found.get((training, objective, 1024, way, size)))
+                for size in SIZES
             ]
-            rows.append([training, TITLE_OF[way], "PCA at 8, 16, 32, 64", *_counts(pairs)])
+            if any(compared):
+                text = "PCA at 8, 16, 32, 64"
+                rows.append([training, TITLE_OF[cut], text, *_counts([pairs for pairs in compared if pairs])])
         for goal in GOALS:
-            for way in LABELLED:
-                compared = [_pairs(found, training, objective, way, goal) for objective in COMPARED]
+            for cut in LABELLED:
+                compared = [_of_goal(found, training, objective, cut, goal) for objective in COMPARED]
                 if any(compared):
                     text = f"{goal.other_title}, from {goal.size}"
-                    rows.append([training, TITLE_OF[way], text, *_counts([pairs for pairs in compared if pairs])])
+                    rows.append([training, TITLE_OF[cut], text, *_counts([pairs for pairs in compared if pairs])])
     header = ["training", "way", "against", "cases"]
     for title in METRICS.values():
         header += [f"{title}: mean ≥ 0", "interval above 0", "interval below 0"]
@@ -178,34 +163,24 @@ def _counts(pairs: Sequence[Sequence[Sequence[float]]]) -> list[str]:
     cells = [str(len(pairs))]
     for metric in range(len(METRICS)):
         values = [case[metric] for case in pairs]
-        means = [statistics.mean(case) for case in values]
+        middles = [statistics.mean(case) for case in values]
         halves = [half_interval(case) if len(case) > 1 else 0.0 for case in values]
         cells += [
-            str(sum(mean >= 0 for mean in means)),
-            str(sum(mean > half for mean, half in zip(means, halves, strict=True))),
-            str(sum(mean < -half for mean, half in zip(means, halves, strict=True))),
+            str(sum(middle >= 0 for middle in middles)),
+            str(sum(middle > half for middle, half in zip(middles, halves, strict=True))),
+            str(sum(middle < -half for middle, half in zip(middles, halves, strict=True))),
         ]
     return cells
 
 
-def interval(values: Sequence[float]) -> str:
-    return f"{statistics.mean(values):+.1f}" + (f" ± {half_interval(values):.1f}" if len(values) > 1 else "")
-
-
 def _against_pca(found: Found, training: str) -> str:
-    ways = ("compressed", "compressed, embeddings alone", *LABELLED)
     rows = []
     for objective in COMPARED:
-        for size in CUTS:
-            pca = found.get((training, objective, 1024, "PCA", size))
-            if pca is None:
-                continue
-            row = [objective, str(size), " / ".join(f"{statistics.mean(pca[m].values()):.1f}" for m in METRICS)]
-            for way in ways:
-                theirs = found.get((training, objective, 1024, way, size))
-                row.append(" / ".join(gain(pca[m], theirs[m]) for m in METRICS) if theirs else "")
-            rows.append(row)
-    return markdown_table(["objective", "d", "PCA", *(TITLE_OF[way] for way in ways)], rows)
+        for size in SIZES:
+            pca, *others = (cut_of_large(training, objective, cut, size) for cut in TITLE_OF)
+            if pca in found:
+                rows.append([objective, str(size), means(found, pca), *(gains(found, ours, pca) for ours in others)])
+    return markdown_table(["objective", "d", *TITLE_OF.values()], rows)
 
 
 def tried(records: Sequence[dict[str, Any]]) -> str:
@@ -223,9 +198,11 @@ def tried(records: Sequence[dict[str, Any]]) -> str:
             for size in (32, 64):
                 own, base = figures[way, size], figures[f"{group}: prototype", size]
                 row.append(
-                    " / ".join(f"{statistics.mean(own[m].values()):.1f}" for m in METRICS)
+                    " / ".join(mean(own[m]) for m in METRICS)
                     if way.endswith(": prototype")
-                    else " / ".join(gain(base[m], own[m]) for m in METRICS)
+                    else " / ".join(
+                        interval([own[m][of] - base[m][of] for of in own[m] if of in base[m]]) for m in METRICS
+                    )
                 )
             rows.append(row)
         header = ["idea", "models", "at 32, less the prototype", "at 64, less the prototype"]

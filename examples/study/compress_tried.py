@@ -23,11 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from study.compress_study import LARGE, TRAININGS, TRIED, Rows, embedded, in_parallel, read, where
+from pml_s2sd.training_features import TURNS
 from study.compress_tables import tried
-from study.pretrained import TURNS, VIEWS
-from study.questions import COMPARED, Row
-from study.settings import PHOTOS, Setting, cache_of
+from study.cuts import Rows, embedded
+from study.pretrained import VIEWS
+from study.questions import LARGE, TRAININGS
+from study.settings import Setting
+from study.study import TRIED, add_arguments, in_parallel, read, setting_of, where
 from study.training import retrieval, train
 
 SIZES = (32, 64)
@@ -457,12 +459,10 @@ class Trial(NamedTuple):
     seed: int
 
 
-def tested(job: Trial, missing: dict[Trial, list[str]], device: str, until: float, runs: Path) -> list[dict[str, Any]]:
+def tested(job: Trial, ideas: list[str], device: str, until: float, runs: Path) -> list[dict[str, Any]]:
     """Of one model: itself, those trained at the small sizes, and the ideas for which there is time."""
-    ideas = missing[job]
-    name, epochs = TRAININGS[job.training]
-    setting = Setting(name, cache_of(name, runs), epochs=epochs, choosing=True, device=device)
-    model, _ = train(setting, Row(name, job.objective, LARGE, "baseline", job.seed))
+    setting = setting_of(job.training, runs, choosing=True, device=device)
+    model, _ = train(setting, job.objective, LARGE, job.seed)
     test = embedded(model.eval(), setting.test_batches())
     maps_of = [way for way in ideas if way in IDEAS]
     data, further = _rows(model, setting, {also for way in maps_of for also in IDEAS[way].also})
@@ -470,12 +470,12 @@ def tested(job: Trial, missing: dict[Trial, list[str]], device: str, until: floa
     further["gallery"] = Data(*test, own, own)
     found = [(ITSELF, LARGE, retrieval(test.embeddings, setting.test_labels))] if ITSELF in ideas else []
     for size in SIZES if TRAINED in ideas else ():
-        small, _ = train(setting, Row(name, job.objective, size, "baseline", job.seed))
+        small, _ = train(setting, job.objective, size, job.seed)
         of_small = embedded(small.eval(), setting.test_batches()).embeddings
         found.append((TRAINED, size, retrieval(of_small, setting.test_labels)))
     fused, fused_test = data, test
     if any(IDEAS[way].fused for way in maps_of):
-        second, _ = train(setting, Row(name, job.objective, LARGE, "baseline", job.seed + OTHER))
+        second, _ = train(setting, job.objective, LARGE, job.seed + OTHER)
         views = embedded(second.eval(), *(setting.train_batches(view) for view in range(VIEWS)))
         fused = data._replace(e=joined(data.e, views.embeddings))
         theirs = embedded(second, setting.test_batches())
@@ -533,17 +533,11 @@ def _made(idea: Idea, data: Data, further: dict[str, Data], starts: dict) -> Lea
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", action="store_true")
     parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=OF_TRAINING)
-    parser.add_argument("--objectives", nargs="+", choices=COMPARED, default=COMPARED)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--ideas", nargs="+", choices=[ITSELF, TRAINED, *IDEAS], default=[ITSELF, TRAINED, *IDEAS])
-    parser.add_argument("--results", type=Path, default=TRIED)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--photos", type=Path, help=PHOTOS)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no idea after that time")
+    add_arguments(parser, TRIED)
     chosen = parser.parse_args()
     if chosen.measure:
         here = where(chosen.device)["device"]
@@ -552,7 +546,8 @@ def main() -> None:
         jobs = [Trial(t, o, s) for s in chosen.seeds for t in chosen.trainings for o in chosen.objectives]
         missing = {job: [idea for idea in chosen.ideas if (*job, idea) not in known] for job in jobs}
         until = time.time() + 60 * chosen.minutes
-        in_parallel(chosen, tested, [job for job in jobs if missing[job]], missing, chosen.device, until)
+        jobs_with_ideas = [(job, ideas) for job, ideas in missing.items() if ideas]
+        in_parallel(chosen, tested, jobs_with_ideas, chosen.device, until)
     print(tried(read(chosen.results)))
 
 

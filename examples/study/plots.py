@@ -5,68 +5,86 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from pml_s2sd.report.pictures import add_legend, draw_band, draw_sizes, finish, new_figure, save_png
+from pml_s2sd.report.pictures import add_legend, draw_band, finish, new_figure, save_png
 from pml_s2sd.report.series import mean_and_deviation
-from study.questions import EMBEDDING_SIZE, QUESTIONS
-from study.tables import Found, differences_of, half_interval
-from study.ways import GAMMAS
+from study.cuts import SIZES
+from study.questions import COMPARED, LARGE, TRAININGS
+from study.tables import (
+    MAP,
+    METRICS,
+    RECALL,
+    Case,
+    Found,
+    baseline,
+    cut_of_large,
+    half_interval,
+    of_photographs,
+    recommended,
+)
 
 
 def plot_gains(found: Found, path: Path) -> None:
-    """What an automatic weight gives, an objective a bar, with 95 % confidence intervals."""
-    question = QUESTIONS["auto"]
-    figure = new_figure(4 * len(question.where), 3.4)
-    axes = figure.subplots(1, len(question.where), sharey=True)
-    for axis, setting in zip(axes, question.where, strict=True):
-        for place, objective in enumerate(question.where[setting]):
-            pairs = differences_of(found, (setting, objective, question.sizes[0]), "auto")
+    """What S2SD gives over the baseline of the same size, an objective a bar, with 95 % confidence intervals.
+
+    In Recall@1, of photographs in MAP@R.
+    """
+    measured = [t for t in TRAININGS if any(_gain(found, t, objective) for objective in COMPARED)]
+    figure = new_figure(2.8 * len(measured) + 1, 3.0)
+    axes = figure.subplots(1, len(measured), sharex=True, sharey=True, squeeze=False)[0]
+    for axis, training in zip(axes, measured, strict=True):
+        for place, objective in enumerate(COMPARED):
+            pairs = _gain(found, training, objective)
             if pairs:
                 error = half_interval(pairs) if len(pairs) > 1 else None
                 axis.barh(place, statistics.mean(pairs), xerr=error, color="#2b83ba", capsize=3)
         axis.axvline(0, color="black", linewidth=0.8)
-        axis.set(title=setting, xlabel="gain, points of Recall@1")
-        axis.set_yticks(range(len(question.where[setting])), question.where[setting])
+        axis.set(title=f"{training} epochs", xlabel=f"gain, points of {METRICS[_leading(training)]}")
+        axis.set_yticks(range(len(COMPARED)), COMPARED)
         axis.grid(axis="x", alpha=0.3)
     axes[0].invert_yaxis()
     save_png(figure, path)
 
 
+def _gain(found: Found, training: str, objective: str) -> list[float]:
+    ours, theirs = recommended(training, objective, 32), baseline(training, objective, 32)
+    return [*found.pairs(ours, theirs, _leading(training)).values()]
+
+
+def _leading(training: str) -> str:
+    return MAP if of_photographs(training) else RECALL
+
+
 def plot_sizes(found: Found, path: Path) -> None:
-    """Recall@1 against the embedding size, with standard deviations."""
-    question = QUESTIONS["sizes"]
-    series = {}
-    (setting,) = question.where
-    for objective in question.where[setting]:
-        for way in ("baseline", *question.ways):
-            by_size = {d: found.by_seed(setting, objective, d, way).values() for d in question.sizes}
-            by_size = {size: list(values) for size, values in by_size.items() if values}
-            if by_size:
-                series[f"{objective}, {way}"] = by_size
-    if series:
-        save_png(draw_sizes(series, f"Recall@1 on unseen classes, {setting}, %"), path)
-
-
-def plot_weights(found: Found, path: Path) -> None:
-    """Recall@1 against a fixed weight γ; without S2SD and with an automatic weight as level bands."""
-    ((setting, (objective,)),) = QUESTIONS["gamma"].where.items()
-
-    def recalls(way: str) -> list[float]:
-        return list(found.by_seed(setting, objective, EMBEDDING_SIZE, way).values())
-
-    measured = [gamma for gamma in GAMMAS if recalls(f"γ = {gamma:g}")]
-    if not measured:
-        return
-    figure = new_figure(4.6, 3.3)
-    axis = figure.subplots()
-    axis.set_xscale("log")
-    of_gamma = [mean_and_deviation(recalls(f"γ = {gamma:g}")) for gamma in measured]
-    draw_band(axis, 0, "a fixed weight γ", measured, of_gamma)
-    for position, way in enumerate(("auto", "baseline"), 1):
-        if recalls(way):
-            draw_band(axis, position, way, (measured[0], measured[-1]), [mean_and_deviation(recalls(way))] * 2)
-    axis.set_xticks(measured, [f"{gamma:g}" for gamma in measured])
-    axis.minorticks_off()
-    axis.set(xlabel="γ")
-    finish(axis, f"Recall@1 on unseen classes, {setting}, {objective}, %")
+    """Recall@1 (of photographs MAP@R) against the embedding size, the mean of the objectives; bands are standard
+    deviations over seeds.
+    """
+    trainings = [t for t in TRAININGS if _mean(found, [recommended(t, o, 32) for o in COMPARED], RECALL)]
+    figure = new_figure(3.2 * len(trainings), 3.0)
+    for number, training in enumerate(trainings):
+        axis = figure.add_subplot(1, len(trainings), number + 1)
+        axis.set_xscale("log", base=2)
+        series = {
+            "S2SD": {d: [recommended(training, o, d) for o in COMPARED] for d in SIZES},
+            "PCA of 1,024": {d: [cut_of_large(training, o, "PCA", d) for o in COMPARED] for d in SIZES},
+            "baseline": {d: [baseline(training, o, d) for o in COMPARED] for d in (*SIZES, 128, LARGE)},
+        }
+        ticks: set[int] = set()
+        for position, (name, by_size) in enumerate(series.items()):
+            points = {d: values for d, cases in by_size.items() if (values := _mean(found, cases, _leading(training)))}
+            ticks |= set(points)
+            if points:
+                draw_band(axis, position, name, [*points], [mean_and_deviation(v) for v in points.values()])
+        axis.set_xticks(sorted(ticks), [str(d) for d in sorted(ticks)])
+        axis.minorticks_off()
+        axis.set(xlabel="embedding size d")
+        finish(axis, f"{METRICS[_leading(training)]}, {training} epochs, %")
     add_legend(figure)
     save_png(figure, path)
+
+
+def _mean(found: Found, cases: list[Case], metric: str) -> list[float]:
+    """Of each seed the mean over all of the cases, if they are all there."""
+    if not all(case in found for case in cases):
+        return []
+    seeds = set.intersection(*(set(found[case][metric]) for case in cases))
+    return [statistics.mean(found[case][metric][seed] for case in cases) for seed in sorted(seeds)]

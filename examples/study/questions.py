@@ -1,12 +1,12 @@
-"""The questions of the study: which rows answer each."""
+"""The questions of the study: which results answer each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from study.settings import EMOJI
-from study.ways import DELAYS, GAMMAS, SPACES, TEMPERATURES
+from study.cuts import COMPRESSED, ITSELF, WITH_LABELS
+from study.ways import DELAYS, GAMMAS
 
 COMPARED = ("multisimilarity", "margin", "triplet", "contrastive", "supcon", "proxyanchor", "arcface")
 EXAMINED = ("multisimilarity", "contrastive")
@@ -14,73 +14,66 @@ EXAMINED = ("multisimilarity", "contrastive")
 MAIN = EXAMINED[:1]
 """And where many ways are compared, or training is long."""
 EMBEDDING_SIZE = 32
+LARGE = 1024
 SEEDS = (0, 1, 2, 3, 4)
+TRAININGS = ("frozen 10", "tuned 5", "tuned 15", "scratch 12", "photos 10")
+"""Setting and epochs."""
 
 
-class Row(NamedTuple):
-    """A table's row, of one seed."""
+class Training(NamedTuple):
+    """One model."""
 
-    setting: str
+    training: str
     objective: str
-    size: int
     way: str
+    trained: int
     seed: int
 
-    @property
-    def file(self) -> str:
-        return f"{self.setting}-{self.objective}-{self.size}-{self.way}-{self.seed}.json".replace("/", "_of_")
+
+class Wanted(NamedTuple):
+    """What is to be made of a model: a cut of `study.cuts.CUTS`."""
+
+    model: Training
+    cut: str
 
 
 class Question(NamedTuple):
-    """A table: of each setting, objective and size a line for every way, against the baseline."""
+    """The ways, each at every size, and every cut of each of these models."""
 
-    title: str
-    ways: Sequence[str]
-    where: Mapping[str, Sequence[str]] = {"frozen": EXAMINED}
-    """The settings, and of each the objectives."""
+    where: Mapping[str, Sequence[str]]
+    """The trainings, and of each the objectives."""
+    ways: Sequence[str] = ("baseline",)
     sizes: Sequence[int] = (EMBEDDING_SIZE,)
+    cuts: Sequence[str] = (ITSELF,)
 
-    def rows(self, seeds: Sequence[int]) -> Iterator[Row]:
-        for seed in seeds:
-            for setting, objectives in self.where.items():
-                for objective in objectives:
-                    for size in self.sizes:
-                        for way in ("baseline", *self.ways):
-                            if not (setting == "frozen" and way == "MSDFA"):  # pooled features: no maps to pool
-                                yield Row(setting, objective, size, way, seed)
+    def wanted(self, seeds: Sequence[int]) -> Iterator[Wanted]:
+        for training, objectives in self.where.items():
+            for size in self.sizes:
+                for seed in seeds:
+                    for objective in objectives:
+                        for way in self.ways:
+                            if way != "MSDFA" or not training.startswith("frozen"):  # pooled: no maps to pool
+                                for cut in self.cuts:
+                                    yield Wanted(Training(training, objective, way, size, seed), cut)
 
 
+EMOJI, PHOTOS = dict.fromkeys(TRAININGS[:-1], COMPARED), dict.fromkeys(TRAININGS[-1:], COMPARED)
 QUESTIONS = {
-    "auto": Question("An automatic weight", ["auto"], dict.fromkeys(EMOJI, COMPARED)),
+    "sizes": Question(EMOJI | PHOTOS, sizes=(LARGE, 32, 64, 128)),
+    "small sizes": Question({"frozen 10": COMPARED}, sizes=(8, 16)),
+    "cuts": Question(EMOJI, sizes=(LARGE,), cuts=("PCA", *COMPRESSED)),
+    "cuts of photographs": Question(PHOTOS, sizes=(LARGE,), cuts=("PCA", "compressed", WITH_LABELS)),
+    "S2SD": Question(
+        {"tuned 5": EXAMINED}, ["S2SD"], cuts=(ITSELF, "consolidated", "consolidated, subsets of 2048", "labels alone")
+    ),
+    "labels alone": Question({"frozen 10": MAIN}, sizes=(LARGE,), cuts=("labels alone",)),
+    "Matryoshka": Question({"frozen 10": EXAMINED, "tuned 5": MAIN}, ["Matryoshka"], sizes=(128,), cuts=("first",)),
+    "longer": Question({"frozen 50": EXAMINED, "tuned 7": MAIN}),
+    "MLP head": Question({"frozen 10": EXAMINED, "tuned 5": MAIN}, ["MLP head"]),
     "paper": Question(
-        "The paper's weights",
-        ["DSD", "MSD", "MSDF", "MSDFA", "auto"],
-        {"frozen": COMPARED, "tuned": MAIN, "scratch": MAIN},
+        {"frozen 10": COMPARED, "tuned 5": MAIN, "scratch 4": MAIN}, ["baseline", "DSD", "MSD", "MSDF", "MSDFA"]
     ),
-    "sizes": Question("Embedding sizes", ["auto"], sizes=(8, 16, 32, 64, 128)),
-    "sources": Question(
-        "Where the gain comes from",
-        ["heads alone", "distillation alone", "MSD", "heads train the trunk", "auto"],
-        {"tuned": MAIN},
-    ),
-    "heads": Question("Linear auxiliary heads or MLPs", ["auto", "MLP heads"], {"frozen": (*EXAMINED, "margin")}),
-    "spaces": Question(
-        "Number and size of the auxiliary spaces",
-        [*(f"sizes {' '.join(map(str, sizes))}" for sizes in SPACES), "auto"],
-        {"frozen": MAIN},
-    ),
-    "temperature": Question("Temperature and diagonal", [*TEMPERATURES, "auto"], {"frozen": MAIN}),
-    "gamma": Question(
-        "A fixed weight γ, linear heads", [*(f"γ = {gamma:g}" for gamma in GAMMAS), "auto"], {"frozen": MAIN}
-    ),
-    "delay": Question(
-        "The delay of feature distillation, γ = 50, linear heads",
-        [f"delay {share}" for share in DELAYS],
-        {"frozen": MAIN},
-    ),
-    "alternatives": Question(
-        "What a user would pick instead",
-        ["auto", "Matryoshka", "PCA", "MLP head", "longer"],
-        {"frozen": EXAMINED, "tuned": MAIN},
-    ),
+    "sources": Question({"tuned 5": MAIN}, ["heads alone", "distillation alone"]),
+    "gamma": Question({"frozen 10": MAIN}, [f"γ = {gamma:g}" for gamma in GAMMAS]),
+    "delay": Question({"frozen 10": MAIN}, [f"delay {share}" for share in DELAYS]),
 }

@@ -16,7 +16,8 @@ from images import EmojiDataset, make_augmentation
 from network import SmallResNet
 from torch import nn
 
-from study.pretrained import FEATURES, TURNS, Batch, LastBlocks, Pictures, activations, emoji, photographs, turn
+from pml_s2sd.training_features import TURNS, turn
+from study.pretrained import FEATURES, Batch, LastBlocks, Pictures, activations, emoji, photographs
 
 HELD_OUT = 4
 """Of the training classes, one in so many is held out where settings are chosen."""

@@ -1,157 +1,311 @@
-"""The study's tables: means, standard deviations, and differences to the baseline, paired by seed."""
+"""The study's results by case, their differences, paired by seed, and the tables of docs/study_tables.md."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from results import markdown_table
 from scipy import stats
 
-from study.questions import QUESTIONS, Question, Row
-from study.settings import SETTINGS
+from study.cuts import ITSELF, SIZES, WITH_LABELS, WITH_TURNED
+from study.questions import COMPARED, EMBEDDING_SIZE, EXAMINED, LARGE, MAIN, QUESTIONS, TRAININGS
 
-TITLES = {"precision_at_1": "Recall@1", "mean_average_precision_at_r": "MAP@R"}
-RECALL = "precision_at_1"
-
-
-class Found(dict[Row, dict[str, Any]]):
-    """The runs at hand."""
-
-    def by_seed(self, setting: str, objective: str, size: int, way: str, metric: str = RECALL) -> dict[int, float]:
-        lines = {row.seed: record[metric] for row, record in self.items() if row[:4] == (setting, objective, size, way)}
-        return dict(sorted(lines.items()))
+RECALL, MAP = "precision_at_1", "mean_average_precision_at_r"
+METRICS = {RECALL: "Recall@1", MAP: "MAP@R"}
+BySeed = Mapping[int, float]
 
 
-def tables(found: Found) -> str:
-    parts = []
-    for question in QUESTIONS.values():
-        for setting in question.where:
-            table = _table(found, question, setting)
-            if table:
-                parts.append(f"### {question.title}: {setting}, {SETTINGS[setting].epochs} epochs\n\n{table}")
-    return "\n\n".join([*parts, *_summary(found), *_twice_the_size(found)])
+class Case(NamedTuple):
+    """What repeats itself over seeds."""
+
+    training: str
+    objective: str
+    way: str
+    trained: int
+    cut: str
+    size: int
 
 
-def _table(found: Found, question: Question, setting: str) -> str:
-    rows = []
-    own = set(question.ways) - ({"auto"} if len(question.ways) > 1 else set())  # what no other table has
-    for objective in question.where[setting]:
-        for size in question.sizes:
-            lines = [
-                _line(found, (setting, objective, size), way)
-                for way in dict.fromkeys(("baseline", *question.ways))
-                if found.by_seed(setting, objective, size, way)
-            ]
-            rows += lines if any(line[2] in own for line in lines) else []
-    header = ["objective", "d", "way", "seeds"]
-    for title in TITLES.values():
-        header += [title, "difference, 95 % CI"]
-    return markdown_table([*header, "time"], rows) if rows else ""
+def baseline(training: str, objective: str, size: int) -> Case:
+    """The objective alone, trained at the size."""
+    return Case(training, objective, "baseline", size, ITSELF, size)
 
 
-def _line(found: Found, where: tuple[str, str, int], way: str) -> list[str]:
-    line = [where[1], str(where[2]), way, str(len(found.by_seed(*where, way)))]
-    for metric in TITLES:
-        theirs, baseline = found.by_seed(*where, way, metric), found.by_seed(*where, "baseline", metric)
-        line += [spread(list(theirs.values())), "" if way == "baseline" else gain(baseline, theirs)]
-    return [*line, _time(found, where, way)]
+def cut_of_large(training: str, objective: str, cut: str, size: int) -> Case:
+    """Made of the model trained at 1,024."""
+    return Case(training, objective, "baseline", LARGE, cut, size)
 
 
-def _time(found: Found, where: tuple[str, str, int], way: str) -> str:
-    """Training time as a multiple of the baseline's, seed by seed, the median."""
-    theirs = found.by_seed(*where, way, "train_seconds")
-    baseline = found.by_seed(*where, "baseline", "train_seconds")
-    ratios = [theirs[seed] / baseline[seed] for seed in theirs if seed in baseline]
-    return f"{statistics.median(ratios):.1f}" if ratios else ""
+def recommended(training: str, objective: str, size: int) -> Case:
+    """S2SD as it comes, with consolidation: its trunk and large space are trained as the objective alone at 1,024."""
+    cut = WITH_LABELS if of_photographs(training) else WITH_TURNED
+    return cut_of_large(training, objective, cut, size)
 
 
-def _summary(found: Found) -> list[str]:
-    """Of the automatic weight: the mean over objectives, and the worst."""
-    question, rows = QUESTIONS["auto"], []
-    for setting, objectives in question.where.items():
-        differences = {}
-        for objective in objectives:
-            pairs = differences_of(found, (setting, objective, question.sizes[0]), "auto")
-            if pairs:
-                differences[objective] = pairs
-        if differences:
-            means = {objective: statistics.mean(pairs) for objective, pairs in differences.items()}
-            worst = min(means, key=lambda objective: means[objective])
-            deviation = f" ± {statistics.stdev(differences[worst]):.1f}" if len(differences[worst]) > 1 else ""
-            rows.append(
-                [
-                    setting,
-                    str(len(means)),
-                    str(min(map(len, differences.values()))),
-                    f"{statistics.mean(means.values()):+.1f}",
-                    f"{means[worst]:+.1f}{deviation} ({worst})",
-                ]
-            )
-    header = ["setting", "objectives", "seeds", "Recall@1, mean difference", "smallest, with its standard deviation"]
-    return [f"### An automatic weight, in short\n\n{markdown_table(header, rows)}"] if rows else []
+def of_photographs(training: str) -> bool:
+    """Turned they show nothing that a photograph would, and on held-out classes they did not help."""
+    return training.startswith("photos")
 
 
-def _twice_the_size(found: Found) -> list[str]:
-    """Whether S2SD at d is better than the baseline at 2d."""
-    question, rows = QUESTIONS["sizes"], []
-    for setting, objectives in question.where.items():
-        for objective in objectives:
-            for size in question.sizes[:-1]:
-                small = found.by_seed(setting, objective, size, "auto")
-                large = found.by_seed(setting, objective, 2 * size, "baseline")
-                if set(small) & set(large):
-                    rows.append(
-                        [
-                            setting,
-                            objective,
-                            str(size),
-                            spread(list(small.values())),
-                            spread(list(large.values())),
-                            gain(large, small),
-                        ]
-                    )
-    header = ["setting", "objective", "d", "auto at d", "baseline at 2d", "difference, 95 % CI"]
-    return [f"### S2SD at d against the baseline at 2d, Recall@1\n\n{markdown_table(header, rows)}"] if rows else []
+class Found(dict[Case, dict[str, dict[int, float]]]):
+    """Of each case and metric the figure of each seed."""
+
+    @classmethod
+    def of(cls, records: Iterable[Mapping[str, Any]]) -> Found:
+        """Of what was measured twice, such as on a GPU and on a CPU, the first."""
+        found = cls()
+        for record in records:
+            case = found.setdefault(Case(*(record[name] for name in Case._fields)), {metric: {} for metric in METRICS})
+            for metric in METRICS:
+                case[metric].setdefault(record["seed"], record[metric])
+        return found
+
+    def pairs(self, ours: Case, theirs: Case, metric: str = RECALL) -> dict[int, float]:
+        """Ours less theirs, of the seeds that both have."""
+        if ours not in self or theirs not in self:
+            return {}
+        a, b = self[ours][metric], self[theirs][metric]
+        return {seed: a[seed] - b[seed] for seed in sorted(a) if seed in b}
 
 
-def differences_of(found: Found, where: tuple[str, str, int], way: str) -> list[float]:
-    """To the baseline, in Recall@1, seed by seed."""
-    theirs, baseline = found.by_seed(*where, way), found.by_seed(*where, "baseline")
-    return [theirs[seed] - baseline[seed] for seed in theirs if seed in baseline]
-
-
-def spread(values: Sequence[float]) -> str:
+def interval(values: Sequence[float], sign: str = "+") -> str:
+    """The mean, and the half of its 95 % interval by Student's t."""
     if not values:
         return ""
-    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
-
-
-def gain(baseline: dict[int, float], theirs: dict[int, float]) -> str:
-    """Mean of the differences seed by seed, with the 95 % confidence interval of Student's t."""
-    pairs = [theirs[seed] - baseline[seed] for seed in theirs if seed in baseline]
-    if not pairs:
-        return ""
-    return f"{statistics.mean(pairs):+.1f}" + (f" ± {half_interval(pairs):.1f}" if len(pairs) > 1 else "")
+    return f"{statistics.mean(values):{sign}.1f}" + (f" ± {half_interval(values):.1f}" if len(values) > 1 else "")
 
 
 def half_interval(values: Sequence[float]) -> float:
     return float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
 
 
-def compare(here: Found, published: Found) -> str:
-    """Each line measured here beside the published one: within its standard deviation or not."""
+def mean(by_seed: BySeed) -> str:
+    return f"{statistics.mean(by_seed.values()):.1f}"
+
+
+def means(found: Found, case: Case) -> str:
+    """Recall@1 / MAP@R."""
+    return " / ".join(mean(found[case][metric]) for metric in METRICS) if case in found else ""
+
+
+def gains(found: Found, ours: Case, theirs: Case) -> str:
+    """The differences in Recall@1 / MAP@R, with their intervals."""
+    cells = [interval([*found.pairs(ours, theirs, metric).values()]) for metric in METRICS]
+    return " / ".join(cells) if all(cells) else ""
+
+
+class Rival(NamedTuple):
+    """What S2SD at 32 is compared with: of every training and objective a case."""
+
+    title: str
+    case: Callable[[str, str], Case]
+    """Of training and objective."""
+
+
+RIVALS = (
+    Rival("the baseline at 32", lambda t, o: baseline(t, o, 32)),
+    Rival("the baseline at 64", lambda t, o: baseline(t, o, 64)),
+    Rival("the baseline at 128", lambda t, o: baseline(t, o, 128)),
+    Rival("the large space, 1,024", lambda t, o: baseline(t, o, LARGE)),
+    Rival("PCA of the large space to 32", lambda t, o: cut_of_large(t, o, "PCA", 32)),
+)
+
+
+def over_objectives(
+    found: Found, training: str, rival: Rival, metric: str = RECALL, size: int = 32
+) -> tuple[dict[int, float], list[float]]:
+    """S2SD less the rival: of each seed the mean over the objectives measured, and each objective's mean.
+
+    Seeds that one of these objectives lacks are left out.
+    """
+    pairs = [found.pairs(recommended(training, o, size), rival.case(training, o), metric) for o in COMPARED]
+    pairs = [by_seed for by_seed in pairs if by_seed]
+    seeds = set.intersection(*map(set, pairs)) if pairs else set()
+    return (
+        {seed: statistics.mean(by_seed[seed] for by_seed in pairs) for seed in sorted(seeds)},
+        [statistics.mean(by_seed.values()) for by_seed in pairs],
+    )
+
+
+def in_short(found: Found) -> str:
+    """The table of docs/study.md."""
+    return "\n\n".join(_in_short(found, metric) for metric in METRICS)
+
+
+def _in_short(found: Found, metric: str) -> str:
     rows = []
-    for where in dict.fromkeys(row[:4] for row in here):
-        ours, theirs = here.by_seed(*where), published.by_seed(*where)
-        if len(theirs) > 1:
-            distance, deviation = statistics.mean(ours.values()) - statistics.mean(theirs.values()), spread_of(theirs)
-            agrees = "yes" if abs(distance) <= deviation else "no"
-            rows.append([*map(str, where), spread(list(ours.values())), spread(list(theirs.values())), agrees])
-    header = ["setting", "objective", "d", "way", "Recall@1 here", "published", "within its deviation"]
+    for training in TRAININGS:
+        cells = [_mean_and_ahead(*over_objectives(found, training, rival, metric)) for rival in RIVALS]
+        if any(cells):
+            rows.append([training, *cells])
+    return markdown_table([f"{METRICS[metric]}, S2SD at 32 less", *(rival.title for rival in RIVALS)], rows)
+
+
+def _mean_and_ahead(by_seed: BySeed, by_objective: Sequence[float]) -> str:
+    ahead = sum(value > 0 for value in by_objective)
+    return f"{interval([*by_seed.values()])}, {ahead} of {len(by_objective)}" if by_seed else ""
+
+
+def page(records: Sequence[Mapping[str, Any]]) -> str:
+    return f"""# Tables of the study
+
+Written by `make study ROW=--publish` from `examples/study/results.jsonl`; [study.md](study.md) says what they mean.
+A pair of figures is Recall@1 / MAP@R in percent on unseen classes. Differences are paired by seed, with 95 % intervals
+of Student's t. "tuned 5" is a setting and its epochs.
+
+{tables(records)}
+"""
+
+
+def tables(records: Sequence[Mapping[str, Any]]) -> str:
+    """Everything that is published of `records`."""
+    found = Found.of(records)
+    on_cpu = Found.of(record for record in records if record["device"] == "CPU")
+    parts = {
+        "In short": f"The mean over objectives, and how many of them are ahead.\n\n{in_short(found)}",
+        **{f"S2SD at 32: {training} epochs": _at_32(found, training) for training in TRAININGS},
+        "Every size, in short": "\n\n".join(_sizes_in_short(found, metric) for metric in METRICS),
+        "Every size": _every_size(found),
+        "S2SD by its own call": _by_its_own_call(found),
+        "What a user would pick instead": _alternatives(found),
+        "The paper's weights": _ways(on_cpu, "paper"),
+        "Where the paper's weights lose": _ways(on_cpu, "sources"),
+        "A fixed weight γ, linear heads": _ways(on_cpu, "gamma"),
+        "The delay of feature distillation, γ = 50, linear heads": _ways(on_cpu, "delay"),
+        "Seeds and devices": _made_with(records),
+    }
+    return "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items() if text)
+
+
+def _at_32(found: Found, training: str) -> str:
+    rows = []
+    for objective in COMPARED:
+        ours = recommended(training, objective, 32)
+        if ours in found:
+            gained = [gains(found, ours, rival.case(training, objective)) for rival in RIVALS]
+            seeds = found.pairs(ours, baseline(training, objective, 32))
+            rows.append(
+                [
+                    objective,
+                    means(found, baseline(training, objective, 32)),
+                    means(found, ours),
+                    *gained,
+                    str(len(seeds)),
+                ]
+            )
+    header = ["objective", "baseline at 32", "S2SD at 32", *(f"less {rival.title}" for rival in RIVALS)]
+    return markdown_table([*header, "seeds of the baseline at 32"], rows) if rows else ""
+
+
+def _sizes_in_short(found: Found, metric: str) -> str:
+    def rivals(d: int) -> list[Rival]:
+        return [
+            Rival("the baseline at d", lambda t, o: baseline(t, o, d)),
+            Rival("the baseline at 2 d", lambda t, o: baseline(t, o, 2 * d)),
+            Rival("PCA of 1,024 to d", lambda t, o: cut_of_large(t, o, "PCA", d)),
+            Rival("the large space, 1,024", lambda t, o: baseline(t, o, LARGE)),
+        ]
+
+    rows = []
+    for training in TRAININGS:
+        for size in SIZES:
+            cells = [_mean_and_ahead(*over_objectives(found, training, rival, metric, size)) for rival in rivals(size)]
+            if any(cells):
+                rows.append([training, str(size), *cells])
+    header = ["training", f"d; {METRICS[metric]}, S2SD at d less", *(rival.title for rival in rivals(0))]
+    return markdown_table(header, rows) if rows else ""
+
+
+def _every_size(found: Found) -> str:
+    """S2SD at d beside the baseline at d and at 2 d; against PCA: docs/compress_study.md has all sizes."""
+    rows = []
+    for training in TRAININGS:
+        for objective in COMPARED:
+            for size in SIZES:
+                ours = recommended(training, objective, size)
+                same, twice = (baseline(training, objective, d) for d in (size, 2 * size))
+                if ours in found and (same in found or twice in found):
+                    rows.append([training, objective, str(size), means(found, ours)])
+                    rows[-1] += [cell for theirs in (same, twice) for cell in (gains(found, ours, theirs),)]
+    header = ["training", "objective", "d", "S2SD at d", "less the baseline at d", "less the baseline at 2 d"]
+    return markdown_table(header, rows) if rows else ""
+
+
+def _by_its_own_call(found: Found) -> str:
+    """`s2sd(loss, F, 32)` and `consolidate`, beside the large model that is compressed, which every other table has."""
+    rows = []
+    for training in TRAININGS:
+        for objective in COMPARED:
+            own = {
+                cut: Case(training, objective, "S2SD", EMBEDDING_SIZE, cut, EMBEDDING_SIZE)
+                for cut in (ITSELF, "consolidated")
+            }
+            if own["consolidated"] in found:
+                seeds = sorted(found[own["consolidated"]][RECALL])
+                for seed in seeds:
+                    cases = (own[ITSELF], own["consolidated"], recommended(training, objective, 32))
+                    figures = [
+                        " / ".join(f"{found[case][metric][seed]:.1f}" for metric in METRICS)
+                        if case in found and seed in found[case][RECALL]
+                        else ""
+                        for case in cases
+                    ]
+                    rows.append([training, objective, str(seed), *figures])
+    header = ["training", "objective", "seed", "base head, before", "consolidated", "the same from the large model"]
+    return markdown_table(header, rows) if rows else ""
+
+
+def labels_alone(training: str, objective: str, size: int) -> Case:
+    """Of the trunk that S2SD trains; a frozen one is the same for every objective."""
+    if training.startswith("frozen"):
+        return cut_of_large(training, MAIN[0], "labels alone", size)
+    return Case(training, objective, "S2SD", EMBEDDING_SIZE, "labels alone", size)
+
+
+def _alternatives(found: Found) -> str:
+    longer = {"frozen 10": "frozen 50", "tuned 5": "tuned 7"}
+    rows = []
+    for training, more in longer.items():
+        for objective in EXAMINED:
+            for size in SIZES:
+                ours = recommended(training, objective, size)
+                others = {
+                    "labels alone": labels_alone(training, objective, size),
+                    "Matryoshka of 128": Case(training, objective, "Matryoshka", 128, "first", size),
+                    "PCA of 1,024": cut_of_large(training, objective, "PCA", size),
+                    f"longer: {more} epochs": baseline(more, objective, size),
+                    "MLP head": Case(training, objective, "MLP head", size, ITSELF, size),
+                }
+                for title, theirs in others.items():
+                    if gains(found, ours, theirs):
+                        rows.append([training, objective, str(size), title, means(found, theirs), means(found, ours)])
+                        rows[-1] += [gains(found, ours, theirs), str(len(found.pairs(ours, theirs)))]
+    header = ["training", "objective", "d", "instead", "it", "S2SD", "S2SD less it", "seeds"]
     return markdown_table(header, rows)
 
 
-def spread_of(values: dict[int, float]) -> float:
-    return statistics.stdev(values.values())
+def _ways(found: Found, name: str) -> str:
+    """Every way of a question beside the baseline of its size."""
+    question = QUESTIONS[name]
+    rows = []
+    for training, objectives in question.where.items():
+        for objective in objectives:
+            for size in question.sizes:
+                base = baseline(training, objective, size)
+                for way in dict.fromkeys(["baseline", *question.ways]):
+                    case = Case(training, objective, way, size, ITSELF, size)
+                    if case in found:
+                        difference = "" if case == base else gains(found, case, base)
+                        rows.append([training, objective, str(size), way, means(found, case), difference])
+                        rows[-1].append(str(len(found[case][RECALL])))
+    header = ["training", "objective", "d", "way", "it", "less the baseline", "seeds"]
+    return markdown_table(header, rows) if rows else ""
+
+
+def _made_with(records: Sequence[Mapping[str, Any]]) -> str:
+    counts = Counter((record["training"], record["device"], record["torch"]) for record in records)
+    rows = [[*key, f"{count:,}"] for key, count in sorted(counts.items())]
+    return markdown_table(["training", "device", "torch", "results"], rows)

@@ -1,4 +1,4 @@
-"""One run of the study: train, and measure on the unseen classes."""
+"""One training of the study, and what embeddings are worth on the unseen classes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from objectives import OBJECTIVES as EXAMPLE_OBJECTIVES
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.samplers import MPerClassSampler
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-from sklearn.decomposition import PCA
 from torch import nn
 from tqdm import tqdm
 
 from pml_s2sd import s2sd
 from pml_s2sd.embedder import Embedder
 from pml_s2sd.miners import RhoDistanceWeightedMiner
-from study.questions import Row
 from study.settings import Setting
-from study.ways import LARGE, WAYS
+from study.ways import WAYS, Way
 
 BATCH = 112
 PREFIXES = (8, 16, 32, 64, 128)
@@ -54,38 +52,34 @@ class Matryoshka(nn.Module):
         return total
 
 
-def build(setting: Setting, row: Row, steps: int) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module | None]:
+def build(
+    setting: Setting, objective: str, size: int, seed: int, way: Way, steps: int
+) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module | None]:
     """(trunk, embedder, loss_func, miner); what two ways share is initialised alike."""
-    way, classes = WAYS[row.way], int(setting.train_labels.max()) + 1
-    seed_everything(row.seed)
+    features, classes = setting.kind.features, int(setting.train_labels.max()) + 1
+    seed_everything(seed)
     trunk = setting.trunk()
-    size = LARGE if way.cut else row.size
-    loss, miner = OBJECTIVES[row.objective](size, classes)
-    if way.variant:
+    loss, miner = OBJECTIVES[objective](size, classes)
+    if way.s2sd:
         options = dict(way.options)
-        if "feature_weight" in options or "F" in way.variant:
+        if "feature_weight" in options:
             options["feature_delay"] = int(way.delay * steps)
-        embedder, loss_func = s2sd(loss, setting.kind.features, size, way.variant, miner=miner, **options)
+        embedder, loss_func = s2sd(loss, features, size, miner=miner, **options)
         return trunk, embedder, loss_func, None
-    if way.cut == "matryoshka":
-        loss, miner = Matryoshka(row.objective, classes), None
+    if way.nested:
+        loss, miner = Matryoshka(objective, classes), None
     head = None
     if way.hidden is not None:
-        head = nn.Sequential(nn.Linear(setting.kind.features, way.hidden), nn.ReLU(), nn.Linear(way.hidden, size))
-    return trunk, Embedder(setting.kind.features, size, head), loss, miner
+        head = nn.Sequential(nn.Linear(features, way.hidden), nn.ReLU(), nn.Linear(way.hidden, size))
+    return trunk, Embedder(features, size, head), loss, miner
 
 
-def run(setting: Setting, row: Row) -> dict[str, Any]:
-    """Train once and measure on the unseen classes, in percent."""
-    model, figures = train(setting, row)
-    return {**figures, **accuracies(model, setting, row)}
-
-
-def train(setting: Setting, row: Row) -> tuple[nn.Sequential, dict[str, Any]]:
+def train(
+    setting: Setting, objective: str, size: int, seed: int, way: str = "baseline"
+) -> tuple[nn.Sequential, dict[str, Any]]:
     """The trained (trunk, embedder), and what it took."""
-    way = WAYS[row.way]
-    steps = round(setting.epochs * way.longer.get(setting.name, 1)) * (len(setting.train_labels) // BATCH)
-    trunk, embedder, loss_func, miner = build(setting, row, steps)
+    steps = setting.epochs * (len(setting.train_labels) // BATCH)
+    trunk, embedder, loss_func, miner = build(setting, objective, size, seed, WAYS[way], steps)
     model = nn.Sequential(trunk, embedder).to(setting.device)
     loss_func.to(setting.device)
     groups = [
@@ -96,10 +90,10 @@ def train(setting: Setting, row: Row) -> tuple[nn.Sequential, dict[str, Any]]:
     optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
-    seed_everything(row.seed)  # the same batches for every way
+    seed_everything(seed)  # the same batches for every way
     model.train()
     started = time.perf_counter()
-    for samples in tqdm(batches(setting, steps), total=steps, desc=" ".join(map(str, row))):
+    for samples in tqdm(batches(setting, steps), total=steps, desc=f"{setting.name} {objective} {size} {way} {seed}"):
         labels = setting.train_labels[samples].to(setting.device)
         embeddings = model(setting.batch(samples))
         tuples = None if miner is None else miner(embeddings, labels)
@@ -117,23 +111,6 @@ def batches(setting: Setting, steps: int) -> Iterator[torch.Tensor]:
         for samples in of_epoch[: min(steps, len(setting.train_labels) // BATCH)]:
             steps -= 1
             yield samples
-
-
-@torch.inference_mode()
-def accuracies(model: nn.Module, setting: Setting, row: Row) -> dict[str, float]:
-    model.eval()
-
-    def embed(inputs: list[torch.Tensor]) -> torch.Tensor:
-        return torch.cat([model(batch) for batch in inputs])
-
-    embeddings = embed(setting.test_batches())
-    cut = WAYS[row.way].cut
-    if cut == "matryoshka":
-        embeddings = embeddings[:, : row.size]
-    elif cut == "pca":
-        pca = PCA(row.size).fit(nn.functional.normalize(embed(setting.train_batches())).cpu().numpy())
-        embeddings = torch.from_numpy(pca.transform(nn.functional.normalize(embeddings).cpu().numpy()))
-    return retrieval(embeddings, setting.test_labels)
 
 
 def retrieval(embeddings: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:

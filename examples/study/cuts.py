@@ -1,0 +1,146 @@
+"""What is made of a trained model: its own embeddings, and smaller ones, on the classes that it was not trained on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from sklearn.decomposition import PCA
+from torch import nn
+
+from pml_s2sd import compress, consolidate
+from pml_s2sd.embedder import Embedder
+from pml_s2sd.training_features import TURNS
+from study.pretrained import VIEWS
+from study.settings import Setting
+from study.training import PREFIXES, retrieval
+
+SIZES = (8, 16, 32, 64)
+ITSELF = ""
+WITH_LABELS = "compressed with labels"
+WITH_TURNED = "compressed with labels, turned images"
+WITH_TURNED_ROWS = 2048
+"""Compared at a time, where turned images are among them."""
+Cut = Iterator[tuple[int, dict[str, float]]]
+"""Of each size its figures."""
+
+
+class Rows(NamedTuple):
+    """Features (N, F), pooled, and the embeddings of them, (N, k), normalised."""
+
+    features: torch.Tensor
+    embeddings: torch.Tensor
+
+
+@torch.no_grad()
+def embedded(model: nn.Sequential, *views: Sequence[torch.Tensor]) -> Rows:
+    """Of batches, or several views of them one after the other."""
+    trunk, embedder = model
+    maps = [trunk(batch) for batches in views for batch in batches]
+    features = torch.cat([x.mean((2, 3)) if x.dim() == 4 else x for x in maps])
+    return Rows(features, nn.functional.normalize(embedder(features)))
+
+
+class Trained:
+    """A model (trunk, embedder) in eval mode, and what it makes of the images."""
+
+    def __init__(self, model: nn.Sequential, setting: Setting, seed: int) -> None:
+        self.model, self.setting, self.seed = model.eval(), setting, seed
+        self.test = embedded(model, setting.test_batches())
+        self.labels = setting.train_labels.repeat(VIEWS).to(setting.device)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Of every view of the training images."""
+        return embedded(self.model, *(self.setting.train_batches(view) for view in range(VIEWS)))
+
+    @cached_property
+    def with_turned(self) -> tuple[Rows, torch.Tensor]:
+        """Of turned images too, each way a class of its own, and all labels."""
+        turned = embedded(self.model, *(self.setting.turned_batches(way) for way in range(TURNS)))
+        new_classes = (int(self.labels.max()) + 1) * torch.arange(1, TURNS + 1)
+        of_turned = (self.setting.train_labels + new_classes[:, None]).flatten().to(self.labels)
+        rows = Rows(*(torch.cat(pair) for pair in zip(self.rows, turned, strict=True)))
+        return rows, torch.cat([self.labels, of_turned])
+
+    def figures(self, embeddings: torch.Tensor, **more: float) -> dict[str, float]:
+        return {**retrieval(embeddings, self.setting.test_labels), **more}
+
+
+def itself(of: Trained) -> Cut:
+    yield of.test.embeddings.shape[1], of.figures(of.test.embeddings)
+
+
+def first(of: Trained) -> Cut:
+    """The first dimensions."""
+    for size in PREFIXES:
+        yield size, of.figures(of.test.embeddings[:, :size])
+
+
+def pca(of: Trained) -> Cut:
+    found = PCA(max(SIZES), svd_solver="covariance_eigh").fit(of.rows.embeddings.cpu().numpy())
+    projected = torch.from_numpy(found.transform(of.test.embeddings.cpu().numpy())).to(of.setting.device)
+    for size in SIZES:
+        yield size, of.figures(projected[:, :size])
+
+
+def compressed(of: Trained, with_labels: bool = False, turned: bool = False, features: bool = True) -> Cut:
+    learned, labels = of.with_turned if turned else (of.rows, of.labels)
+    options: dict[str, Any] = {"subset_rows": WITH_TURNED_ROWS} if turned else {}
+    started = time.perf_counter()
+    maps = compress(
+        learned.embeddings,
+        list(SIZES),
+        labels=labels if with_labels else None,
+        features=learned.features if features else None,
+        seed=of.seed,
+        **options,
+    )
+    seconds = round(time.perf_counter() - started, 2)
+    x = nn.functional.normalize(of.test.features if features else of.test.embeddings)
+    for size in SIZES:
+        with torch.no_grad():
+            yield size, of.figures(maps[size](x), seconds=seconds)
+
+
+def consolidated(of: Trained, **options: Any) -> Cut:
+    yield from _consolidated(of, of.model[1], **options)
+
+
+def labels_alone(of: Trained) -> Cut:
+    """Without a teacher: of an embedder that finds no two samples alike, so that [y = y'] is all that is kept."""
+    features = of.test.features.shape[1]
+    head = nn.Linear(features, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    yield from _consolidated(of, Embedder(features, 1, head.to(of.setting.device)), subset_rows=WITH_TURNED_ROWS)
+
+
+def _consolidated(of: Trained, embedder: Embedder, **options: Any) -> Cut:
+    rows, labels = of.with_turned
+    started = time.perf_counter()
+    deployed = consolidate(embedder, rows.features, labels, size=list(SIZES), seed=of.seed, **options)
+    seconds = round(time.perf_counter() - started, 2)
+    for size in SIZES:
+        with torch.no_grad():
+            yield size, of.figures(deployed[size](of.test.features), seconds=seconds)
+
+
+COMPRESSED: dict[str, Callable[[Trained], Cut]] = {
+    "compressed": compressed,
+    "compressed, embeddings alone": lambda of: compressed(of, features=False),
+    WITH_LABELS: lambda of: compressed(of, with_labels=True),
+    WITH_TURNED: lambda of: compressed(of, with_labels=True, turned=True),
+}
+CUTS: dict[str, Callable[[Trained], Cut]] = {
+    ITSELF: itself,
+    "first": first,
+    "PCA": pca,
+    **COMPRESSED,
+    "consolidated": consolidated,
+    "consolidated, subsets of 2048": lambda of: consolidated(of, subset_rows=WITH_TURNED_ROWS),
+    "labels alone": labels_alone,
+}
