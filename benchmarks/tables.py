@@ -57,7 +57,8 @@ STEPS = ("loop", "foreach", "fused")
 
 
 def training_step(figures: dict[str, Any]) -> str:
-    header = ["ms", "baseline", "S2SD", "more: heads", "losses", "optimizer", "ratio", "ratio by parts", "target"]
+    more = ["more: heads", "losses", "optimizer", "ratio", "ratio by parts", "target", "collecting"]
+    header = ["ms", "baseline", "S2SD", *more]
     return rows_of(
         header,
         (
@@ -68,6 +69,7 @@ def training_step(figures: dict[str, Any]) -> str:
                 of_name["ratio"],
                 f"**{of_name['ratio by parts']}**",
                 verdict(of_name["ratio by parts"], 1.02),
+                of_name["collecting"],
             ]
             for name, of_name in figures.items()
         ),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import random
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,18 @@ from pml_s2sd.whole_file import whole_file
 
 class BrokenCheckpointError(Exception):
     """A checkpoint that cannot be read."""
+
+
+@contextlib.contextmanager
+def stoppable(how_to_go_on: str) -> Iterator[None]:
+    """Ctrl-C, and a checkpoint that cannot be read, end the script with a sentence."""
+    try:
+        yield
+    except BrokenCheckpointError as error:
+        raise SystemExit(str(error)) from error
+    except KeyboardInterrupt:
+        print(f"\nStopped; {how_to_go_on}.", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def save_whole(path: Path, content: Any) -> None:

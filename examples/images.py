@@ -60,6 +60,10 @@ class EmojiDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return self.images[index].float() / 255, int(self.labels[index])
 
+    def fingerprint(self) -> bytes:
+        """The same for the same images in the same order."""
+        return self.images.numpy().tobytes()
+
 
 def read_sheet(path: Path) -> torch.Tensor:
     """The drawings on one sheet, row by row: (positions, 3, 32, 32), uint8."""
@@ -109,6 +113,11 @@ class ImageFolderDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return read_image(self.files[index], (self.side, self.side)), int(self.labels[index])
+
+    def fingerprint(self) -> bytes:
+        """The same for the same files in the same order, unless one was written since."""
+        written = [(str(file.resolve()), (about := file.stat()).st_size, about.st_mtime_ns) for file in self.files]
+        return repr((self.side, written)).encode()
 
 
 def make_augmentation() -> torch.nn.Module:

@@ -56,7 +56,7 @@ def embed(model: nn.Module, test_set: Dataset, device: torch.device) -> tuple[to
 
 
 def measure_latency(
-    deployed: dict[str, nn.Module], side: int, device: torch.device, batch: int = 32, repeats: int = 50
+    deployed: dict[str, nn.Module], side: int, device: torch.device, batch: int = 32, repeats: int = 20
 ) -> dict[str, float]:
     """Milliseconds an image, per model: medians over repeats in which the models take turns."""
     images = torch.rand(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)

@@ -24,7 +24,8 @@ def write_text(path: Path, content: str) -> None:
 
 
 def print_table(models: dict[str, dict[str, Any]]) -> None:
-    """One row a model: accuracies on unseen classes in percent, cost of the deployed model, training time."""
+    """One row a model: accuracies on unseen classes in percent, cost of the deployed model, what training took."""
+    consolidated = any("consolidation_seconds" in record for record in models.values())
     header = ["model", *METRICS.values(), "parameters", "ms/image", "training s"]
     rows = [
         [
@@ -33,10 +34,11 @@ def print_table(models: dict[str, dict[str, Any]]) -> None:
             f"{record['deployed_parameters']:,}",
             f"{record['latency_ms_per_image']:.3f}",
             f"{record['train_seconds']:.0f}",
+            *([f"{record.get('consolidation_seconds', 0):.0f}"] if consolidated else []),
         ]
         for name, record in models.items()
     ]
-    print("\n" + markdown_table(header, rows))
+    print("\n" + markdown_table([*header, *(["consolidation s"] if consolidated else [])], rows))
 
 
 def print_further_metrics(models: dict[str, dict[str, Any]]) -> None:

@@ -13,8 +13,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from checkpoints import stoppable
+from options import describe, parse_arguments
 from results import METRICS, markdown_table, write_text
-from train import describe, parse_arguments, run, stoppable
+from train import run
 
 from pml_s2sd.report import write_report
 from pml_s2sd.report.run_folder import read_metrics

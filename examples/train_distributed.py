@@ -5,8 +5,9 @@
 Every step's global batch is the one that a single process would see; each process takes its part of it. The objective,
 its miner and the distillation see the whole of it, so that gradients equal those of one process, up to what the trunk
 makes of smaller batches: BatchNorm takes the statistics of a process's own part (on GPUs, SyncBatchNorm would not), and
-each process draws augmentations of its own. The test set is embedded in parts, too. Rank 0 writes metrics.json and
-VARIANT.pt into RUNS/NAME.
+each process draws augmentations of its own. The test set is embedded in parts, too, and so is the training set for
+consolidation, of which each process then has the whole. Rank 0 makes the activations of a
+frozen front, and writes metrics.json and VARIANT.pt into RUNS/NAME.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from checkpoints import save_whole
-from images import make_augmentation
+from loop import make_optimizer, seed_everything, train_epoch
 from measures import embed, make_calculator
+from models import build, consolidated, deploy, from_images
+from options import describe, parse_arguments
 from pytorch_metric_learning.samplers import MPerClassSampler
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
 from results import METRICS
@@ -28,16 +31,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from tqdm import tqdm
-from train import (
-    build,
-    deploy,
-    describe,
-    load_data,
-    make_optimizer,
-    parse_arguments,
-    seed_everything,
-    train_epoch,
-)
+from training_data import Data, load_data
 
 from pml_s2sd.distributed import Gathering
 from pml_s2sd.report import RunWriter
@@ -69,35 +63,48 @@ def wrapped(objective: nn.Module, miner: nn.Module | None) -> tuple[nn.Module, n
     return DistributedLossWrapper(objective), DistributedMinerWrapper(miner) if miner is not None else None
 
 
-def train(
-    settings: argparse.Namespace, variant: str, train_set: Dataset, test_set: Dataset, writer: RunWriter | None
-) -> nn.Module:
+def train(settings: argparse.Namespace, variant: str, data: Data, writer: RunWriter | None) -> nn.Module:
     """As train.train; rank 0 has the `writer`."""
     device = torch.device(settings.device)
-    model, loss_func, miner = build(settings, variant, len(train_set.names), wrapped)
+    model, loss_func, miner = build(settings, variant, len(data.train.names), wrapped)
     model.to(device, memory_format=torch.channels_last)
     loss_func.to(device)
     parallel = DistributedDataParallel(model)
 
-    sampler = MPerClassSampler(train_set.labels, settings.per_class, settings.batch_size, len(train_set))
+    sampler = MPerClassSampler(data.train.labels, settings.per_class, settings.batch_size, len(data.train))
     batches = PartOfBatches(sampler, settings.batch_size)
-    loader = DataLoader(train_set, batch_sampler=batches, num_workers=settings.workers)
-    optimizer, schedule = make_optimizer(settings, parallel, loss_func, steps=settings.epochs * len(loader))
+    loader = DataLoader(data.train, batch_sampler=batches, num_workers=settings.workers)
+    optimizer, schedule = make_optimizer(settings, model, loss_func, steps=settings.epochs * len(loader))
 
     seed_everything(settings.seed)  # the sampler's, the same on every process
     torch.manual_seed(settings.seed + 1000 * dist.get_rank())  # the augmentation's
     steps = settings.epochs * len(loader)
     with tqdm(total=steps, desc=variant, unit="step", disable=dist.get_rank() > 0) as progress:
         for _ in range(settings.epochs):
-            figures = train_epoch(
-                parallel, loss_func, miner, loader, make_augmentation(), optimizer, schedule, progress
-            )
+            figures = train_epoch(parallel, loss_func, miner, loader, data.augment, optimizer, schedule, progress)
             for buffer in model.buffers():  # BatchNorm's, of which each process has its own
                 dist.broadcast(buffer, src=0)
-            figures |= evaluate(model, test_set, device)
+            figures |= evaluate(model, data.test, device)
             if writer is not None:
                 writer.add_epoch(variant, figures)
-    return deploy(model)
+    return model
+
+
+def deployed_of(settings: argparse.Namespace, variant: str, model: nn.Module, data: Data) -> nn.Module:
+    """The model as it is deployed, the same on every process; each brings the features of a part of the images."""
+    if variant == "baseline" or not settings.consolidate:
+        return deploy(model)
+    return consolidated(model, data, settings, own=lambda samples: Subset(samples, part_of(range(len(samples)))))
+
+
+def load_data_in_turn(settings: argparse.Namespace) -> Data:
+    """Rank 0 first: it makes the files of activations that the others read."""
+    if dist.get_rank() > 0:
+        dist.barrier()
+    data = load_data(settings)
+    if dist.get_rank() == 0:
+        dist.barrier()
+    return data
 
 
 def evaluate(model: nn.Module, test_set: Dataset, device: torch.device) -> dict[str, float]:
@@ -124,18 +131,18 @@ def main() -> None:
         torch.set_num_threads(settings.threads)
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
-        train_set, test_set = load_data(settings)
+        data = load_data_in_turn(settings)
         folder = settings.runs / settings.name
         writer = None
         if dist.get_rank() == 0:
-            writer = RunWriter(folder, **describe(settings), processes=dist.get_world_size())
+            writer = RunWriter(folder, **describe(settings), processes=dist.get_world_size(), data=data.counts())
         for variant in settings.variants:
-            model = train(settings, variant, train_set, test_set, writer)
+            model = deployed_of(settings, variant, train(settings, variant, data, writer), data)
+            figures = evaluate(model, data.test, torch.device(settings.device))
             if writer is not None:
-                writer.finish(variant)
-                save_whole(folder / f"{variant}.pt", model.state_dict())
-                last = writer.epochs(variant)[-1]
-                print(f"{variant}: " + ", ".join(f"{title} {100 * last[m]:.1f}" for m, title in METRICS.items()))
+                writer.finish(variant, figures)
+                save_whole(folder / f"{variant}.pt", from_images(model, data.front).state_dict())
+                print(f"{variant}: " + ", ".join(f"{title} {100 * figures[m]:.1f}" for m, title in METRICS.items()))
         dist.barrier()
     finally:
         dist.destroy_process_group()

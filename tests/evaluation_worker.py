@@ -9,14 +9,15 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from images import EmojiDataset
-from train import build, parse_arguments
+from models import build
+from options import parse_arguments
 from train_distributed import evaluate
 
 
 def main(rank: str, world_size: str, store: str, result: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world_size))
-    model, *_ = build(parse_arguments([]), "msdfa", classes=2)
+    model, *_ = build(parse_arguments(["--trunk", "scratch"]), "msdfa", classes=2)
     figures = evaluate(model, EmojiDataset(train=False), torch.device("cpu"))
     if rank == "0":
         Path(result).write_text(json.dumps(figures))

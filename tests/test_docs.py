@@ -54,6 +54,17 @@ def test_training():
     ]
 
 
+def test_consolidation():
+    torch.manual_seed(0)
+    names = {}
+    exec(compile(blocks("consolidation.md"), "consolidation.md", "exec"), names)
+    assert {size: made(names["features"]).shape for size, made in names["by_size"].items()} == {
+        4: (240, 4), 8: (240, 8), 16: (240, 16),
+    }  # fmt: skip
+    assert torch.equal(names["deployed"][1].head.weight, names["by_size"][8].head.weight)
+    torch.testing.assert_close(names["features"][:60], names["trunk"](names["images"]).mean((2, 3)))
+
+
 def test_every_metric_is_explained():
     table = (DOCS / "evaluation.md").read_text().split("## In a PML tester")[0]
     for metric in RetrievalAccuracyCalculator().get_curr_metrics():

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 from images import EMOJI_FOLDER, EmojiDataset, ImageFolderDataset, make_augmentation, read_sheet, split_classes
+from measures import evaluate
+from models import build
 from network import SmallResNet
+from objectives import OBJECTIVES
+from options import describe, parse_arguments
 from PIL import Image
 from results import METRICS, print_further_metrics, print_table, write_json
 from seeds import earlier_run, mean_and_deviation, results_of, summarize
-from train import OBJECTIVES, build, describe, evaluate, parse_arguments
 
 from pml_s2sd.evaluation._exported_model import load_exported_model
 from pml_s2sd.report.run_folder import PERCENTAGES, PROPERTIES
@@ -128,7 +131,8 @@ def test_augmentation_keeps_shape_and_range_and_differs_from_image_to_image(emoj
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_trains_a_step_with_and_without_s2sd(objective, emoji):
     images, labels = emoji[0].images[:28].float() / 255, emoji[0].labels[:28]
-    settings = parse_arguments(["--objective", objective, "--aux-sizes", "16", "24", "--embedding-size", "8"])
+    own = ["--trunk", "scratch", "--objective", objective, "--aux-sizes", "16", "24", "--embedding-size", "8"]
+    settings = parse_arguments(own)
     trunks = []
     for variant in ("baseline", "msdfa"):
         model, loss_func, miner = build(settings, variant, classes=len(emoji[0].names))
@@ -176,6 +180,7 @@ def run_script(script, *arguments, **options):
 def test_train_and_seeds_on_a_folder_of_images(folder, tmp_path):
     options = ["--images", folder, "--runs", tmp_path, "--epochs", 2, "--batch-size", 8, "--aux-sizes", 16, 24]
     options += ["--threads", 1, "--variants", "baseline", "msdf", "--feature-delay", 0, "--device", "cpu"]
+    options += ["--trunk", "scratch", "--no-consolidate"]
     done = run_script("seeds.py", "--name", "small", "--seeds", 0, 1, *options)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "small-seed1" / "metrics.json").read_text())
@@ -219,6 +224,54 @@ def test_train_and_seeds_on_a_folder_of_images(folder, tmp_path):
         assert {**epoch, "train_seconds": 0} == {**expected, "train_seconds": 0}
 
 
+def recall_at_1(z, labels):
+    z = torch.nn.functional.normalize(z)
+    nearest = (z @ z.T).fill_diagonal_(-2).argmax(1)
+    return (labels[nearest] == labels).double().mean().item()
+
+
+@pytest.mark.slow
+def test_what_is_deployed_and_measured_is_consolidated(folder, tmp_path):
+    options = ["--images", folder, "--runs", tmp_path, "--epochs", 2, "--batch-size", 8, "--trunk", "scratch"]
+    done = run_script("train.py", "--name", "a", *options, "--threads", 1, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    models = json.loads((tmp_path / "a" / "metrics.json").read_text())["models"]
+    assert models.keys() == {"baseline", "s2sd"}
+    assert "consolidation_seconds" not in models["baseline"]
+    assert models["s2sd"]["consolidation_seconds"] > 0
+    before = models["s2sd"]["precision_at_1_before_consolidation"]
+    assert before == models["s2sd"]["epochs"][-1]["precision_at_1"]
+    trained = torch.load(tmp_path / "a" / "s2sd.checkpoint", weights_only=True)["model"]
+    deployed = torch.load(tmp_path / "a" / "s2sd.pt", weights_only=True)
+    assert all(torch.equal(trained[name], x) for name, x in deployed.items() if name.startswith("0."))
+    assert not torch.equal(trained["1.head.weight"], deployed["1.head.weight"])
+    test_set = ImageFolderDataset(folder, False, 32)
+    images = torch.stack([image for image, _ in test_set])
+    for variant, record in models.items():
+        program = load_exported_model(tmp_path / "a" / f"{variant}.pt2")
+        assert record["precision_at_1"] == pytest.approx(recall_at_1(program.embed(images), test_set.labels), abs=1e-9)
+
+
+@pytest.mark.slow
+def test_the_pretrained_trunk_is_run_on_the_images_once(folder, tmp_path):
+    pytest.importorskip("efficientnet_lite_pytorch", reason="make test installs it")
+    options = ["--images", folder, "--runs", tmp_path, "--epochs", 1, "--batch-size", 8, "--image-size", 64]
+    options += ["--views", 2, "--threads", 1, "--device", "cpu"]
+    done = run_script("train.py", "--name", "a", *options)
+    assert done.returncode == 0, done.stderr
+    assert "activations" in done.stderr
+    models = json.loads((tmp_path / "a" / "metrics.json").read_text())["models"]
+    assert models["baseline"]["deployed_parameters"] == models["s2sd"]["deployed_parameters"]
+    test_set = ImageFolderDataset(folder, False, 64)
+    images = torch.stack([image for image, _ in test_set])
+    for variant, record in models.items():  # of the whole model on images, where training had activations in float16
+        z = load_exported_model(tmp_path / "a" / f"{variant}.pt2").embed(images)
+        assert record["precision_at_1"] == pytest.approx(recall_at_1(z, test_set.labels), abs=1.5 / len(images))
+    again = run_script("train.py", "--name", "b", *options, "--seed", 1, "--variants", "baseline")
+    assert again.returncode == 0, again.stderr
+    assert "activations" not in again.stderr
+
+
 def test_train_says_what_is_wrong_with_its_arguments(folder, tmp_path):
     done = run_script("train.py", "--images", tmp_path / "nowhere", "--runs", tmp_path)
     assert done.returncode == 1
@@ -249,6 +302,17 @@ def test_tables(capsys):
     assert (
         "| msd      | 43.0     | 30.0        | 20.0  | 12,345     | 0.250    | 61         |" in capsys.readouterr().out
     )
+    print_table({**MODELS, "s2sd": {**MODELS["msd"], "consolidation_seconds": 41.6}})
+    printed = capsys.readouterr().out
+    assert "| ms/image | training s | consolidation s |" in printed
+    assert (
+        "| baseline | 40.0     | 30.0        | 20.0  | 12,345     | 0.250    | 61         | 0               |"
+        in printed
+    )
+    assert (
+        "| s2sd     | 43.0     | 30.0        | 20.0  | 12,345     | 0.250    | 61         | 42              |"
+        in printed
+    )
     further = dict.fromkeys([*PERCENTAGES, *PROPERTIES], 0.25)
     print_further_metrics({"msd": {**further, "recall_at_2": 0.5, "effective_rank": 17.5}})
     header, _, row = capsys.readouterr().out.strip().splitlines()
@@ -265,7 +329,7 @@ def test_tables(capsys):
 
 
 def test_a_run_of_other_settings_is_not_taken_for_an_earlier_one(tmp_path):
-    own = ["--runs", str(tmp_path), "--name", "a", "--variants", "baseline", "msd"]
+    own = ["--trunk", "scratch", "--runs", str(tmp_path), "--name", "a", "--variants", "baseline", "msd"]
     settings = parse_arguments(own)
     assert earlier_run(settings) is None
     (tmp_path / "a").mkdir()

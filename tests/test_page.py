@@ -88,6 +88,22 @@ def test_the_numbers_are_those_of_metrics_json(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_a_consolidated_model_has_its_seconds_and_what_it_was_before(tmp_path):
+    folder = write_run(tmp_path, "demo")
+    content = json.loads((folder / "metrics.json").read_text())
+    content["models"]["msdfa"] |= {"consolidation_seconds": 41.6, "precision_at_1_before_consolidation": 0.4321}
+    (folder / "metrics.json").write_text(json.dumps(content))
+    page = Page(write_report([folder]))
+    baseline, msdfa = page.tables["Every model"]
+    assert (baseline["consolidation s"][1], msdfa["consolidation s"]) == ("–", ("41.6", "42"))
+    assert "Recall@1, msdfa; +5.0 on the baseline; 43.2 before consolidation" in page.text
+    assert page.text.count("before consolidation") == 1
+    content["models"]["msdfa"]["precision_at_1_before_consolidation"] = "high"
+    (folder / "metrics.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="precision_at_1_before_consolidation of model 'msdfa' is 'high'"):
+        write_report([folder])
+
+
 def test_the_page_loads_nothing_and_has_its_pictures_inside(tmp_path):
     folder = write_run(tmp_path, "demo")
     for name in ("retrieval.png", "baseline.map.png", "msdfa.map.png"):

@@ -116,6 +116,13 @@ def test_the_grid_shows_the_nearest_and_frames_them(tmp_path):
             frame = np.array(axis.spines["left"].get_edgecolor()[:3]) * 255
             expected = RIGHT if labels[neighbour] == labels[query] else WRONG
             assert "#" + "".join(f"{round(c):02x}" for c in frame) == expected
+            assert [text.get_text() for text in axis.texts] == (["✓"] if expected == RIGHT else [])
+            assert (axis.spines["left"].get_linestyle() == "solid") == (expected == RIGHT)
+    right = sum(len(axis.texts) for axis in axes[:, 1:6].flat)
+    assert axes[-1, 3].get_xlabel() == f"{right} of 60 are of the query's class"
+    figure.canvas.draw()
+    left = [axis.get_position().x0 for axis in axes[0]]
+    assert left[6] - left[5] > 1.2 * (left[5] - left[4])  # the models are set apart
     save_png(figure, tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as image:
         assert np.array(image.convert("L")).std() > 5

@@ -45,6 +45,7 @@ def images(tmp_path_factory):
 
 def command(images, runs, *more):
     options = ["--images", images, "--runs", runs, "--name", "a", "--epochs", 3, "--batch-size", 8, "--threads", 1]
+    options += ["--trunk", "scratch", "--variants", "baseline", "msdfa"]
     sizes = ["--embedding-size", 8, "--aux-sizes", 16, "--feature-delay", 5, "--objective", "proxyanchor"]
     return [sys.executable, str(TRAIN), *map(str, [*options, *sizes, *more])]
 

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from images import EmojiDataset
+from measures import evaluate
+from models import build
 from network import SmallResNet
-from train import build, evaluate, parse_arguments
+from options import parse_arguments
 
 from pml_s2sd.embedder import Embedder
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 OPTIONS = ["--epochs", "2", "--threads", "1", "--device", "cpu", "--embedding-size", "8", "--aux-sizes", "16", "24"]
+OPTIONS += ["--trunk", "scratch", "--variants", "baseline", "msdfa", "--views", "1"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
 
@@ -31,14 +34,14 @@ def models(folder):
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
     runs = tmp_path_factory.mktemp("one")
-    done = run(EXAMPLES / "train.py", "--runs", runs, *OPTIONS)
+    done = run(EXAMPLES / "train.py", "--runs", runs, "--no-consolidate", *OPTIONS)
     assert done.returncode == 0, done.stderr
     return models(runs / "demo")
 
 
 @pytest.mark.slow
 def test_with_one_process_it_is_train_py(tmp_path, one_process):
-    done = run(*TORCHRUN, 1, EXAMPLES / "train_distributed.py", "--runs", tmp_path, *OPTIONS)
+    done = run(*TORCHRUN, 1, EXAMPLES / "train_distributed.py", "--runs", tmp_path, "--no-consolidate", *OPTIONS)
     assert done.returncode == 0, done.stderr
     for variant, record in models(tmp_path / "demo").items():
         for found, expected in zip(record["epochs"], one_process[variant]["epochs"], strict=True):
@@ -70,7 +73,7 @@ def test_evaluation_in_parts_gives_the_figures_of_one_process(world_size, tmp_pa
     arguments = [str(world_size), str(tmp_path / "store"), str(tmp_path / "figures.json")]
     processes = [subprocess.Popen([sys.executable, worker, str(rank), *arguments]) for rank in range(world_size)]
     assert [process.wait(timeout=300) for process in processes] == [0] * world_size
-    model, *_ = build(parse_arguments([]), "msdfa", classes=2)
+    model, *_ = build(parse_arguments(["--trunk", "scratch"]), "msdfa", classes=2)
     expected = evaluate(model, EmojiDataset(train=False), torch.device("cpu"))
     assert json.loads((tmp_path / "figures.json").read_text()) == pytest.approx(expected, abs=1e-12)
 

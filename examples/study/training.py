@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from loop import seed_everything
+from objectives import OBJECTIVES as EXAMPLE_OBJECTIVES
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.samplers import MPerClassSampler
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from torch import nn
 from tqdm import tqdm
-from train import OBJECTIVES as EXAMPLE_OBJECTIVES
-from train import seed_everything
 
 from pml_s2sd import s2sd
 from pml_s2sd.embedder import Embedder

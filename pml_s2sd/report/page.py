@@ -17,13 +17,18 @@ import numpy as np
 from .._text import encodable
 from ..whole_file import check_output, whole_file
 from .pictures import as_svg, draw_curves, draw_sizes, draw_spectra
-from .run_folder import COSTS, PERCENTAGES, PROPERTIES, Run, read_runs
+from .run_folder import BEFORE_CONSOLIDATION, COSTS, PERCENTAGES, PROPERTIES, Run, read_runs
 from .series import curve_panels, gains, mean_and_deviation, recall_by_size, series_of, spectra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COST_FORMS = {"deployed_parameters": "{:,.0f}", "latency_ms_per_image": "{:.3f}", "train_seconds": "{:.0f}"}
+COST_FORMS = {
+    "deployed_parameters": "{:,.0f}",
+    "latency_ms_per_image": "{:.3f}",
+    "train_seconds": "{:.0f}",
+    "consolidation_seconds": "{:.0f}",
+}
 NONE = "–"
 MEANINGS = {
     "Recall@K": "queries with one of their class among the K nearest, every image a query, all others its gallery",
@@ -33,6 +38,7 @@ MEANINGS = {
     "spectral decay": "KL of the singular values from uniform: 0 where every direction is used alike",
     "density": "mean distance within classes over that between their centres: low where classes are tight",
     "effective rank": "how many directions are in use, from 1 to the embedding size",
+    "consolidation s": "of distilling the base head anew after training; curves are of the head before it",
 }
 
 
@@ -124,13 +130,16 @@ def repeats(runs: Sequence[Run]) -> bool:
 
 
 def headline(runs: Sequence[Run]) -> str:
-    """Recall@1 of each series, and its gain."""
+    """Recall@1 of each series, its gain, and what it was before consolidation."""
     above = gains(runs, "precision_at_1")
     items = []
     for label, members in series_of(runs).items():
         note = f"Recall@1, {label}" + (f", {len(members)} runs" if len(members) > 1 else "")
         if label in above:
             note += f"; {mean_text(above[label], '{:+.1f}')} on the baseline"
+        if all(BEFORE_CONSOLIDATION in record for _, record in members):
+            before = mean_text([record[BEFORE_CONSOLIDATION] for _, record in members], "{:.1f}")
+            note += f"; {before} before consolidation"
         recall = mean_text([record["precision_at_1"] for _, record in members], "{:.1f}")
         items.append(f"<li><strong>{recall}</strong>{escape(note)}</li>")
     return f'<ul class="headline">{"".join(items)}</ul>'
@@ -252,7 +261,8 @@ def kept_pictures(runs: Sequence[Run]) -> Iterable[str]:
     for position, run in enumerate(runs):
         maps = sorted(run.folder.glob("*.map.png"))
         captions = {
-            run.folder / "retrieval.png": "Queries, evenly spaced, and their nearest neighbours: green is right"
+            run.folder
+            / "retrieval.png": "Queries, evenly spaced, and their nearest neighbours: right with a check mark"
         }
         captions |= {path: f"Test embeddings of {path.name.removesuffix('.map.png')}, by t-SNE" for path in maps}
         pictures = [

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 QUERIES, NEIGHBOURS = 12, 5
 """Rows of the grid of retrievals, and columns a model."""
+GAP = 0.4
+"""Between two models' columns, as a share of a column."""
 RIGHT, WRONG = "#1a9641", "#d7191c"
 MAP_POINTS, MAP_CLASSES = 1500, 8
 """At most so many embeddings are on a map, about; so many classes are coloured."""
@@ -115,9 +117,10 @@ def draw_spectra(series: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
 
 
 def draw_retrieval(embeddings: Mapping[str, torch.Tensor], dataset: Any) -> Figure:
-    """A grid: a row a query, and for each model its nearest neighbours, right ones framed green, wrong ones red.
+    """A grid: a row a query, and for each model, set apart, its nearest neighbours.
 
-    The queries are spaced evenly over the data set, whatever the models make of them.
+    Those of the query's class have a solid green frame and a check mark, others a dashed red frame. The queries are
+    spaced evenly over the data set, whatever the models make of them.
 
     Args:
         embeddings: normalised, (N, d), by the model's name.
@@ -128,22 +131,25 @@ def draw_retrieval(embeddings: Mapping[str, torch.Tensor], dataset: Any) -> Figu
     """
     queries = torch.linspace(0, len(dataset) - 1, QUERIES + 2).long()[1:-1].unique().tolist()
     neighbours = min(NEIGHBOURS, len(dataset) - 1)
-    columns = 1 + len(embeddings) * neighbours
-    figure = new_figure(0.75 * columns, 0.78 * len(queries) + 0.5)
-    axes = figure.subplots(len(queries), columns, squeeze=False)
+    widths = [1.0, *len(embeddings) * [GAP, *neighbours * [1.0]]]
+    figure = new_figure(0.75 * sum(widths), 0.78 * len(queries) + 0.8)
+    grid = figure.add_gridspec(len(queries), len(widths), width_ratios=widths)
     for row, query in enumerate(queries):
-        show_image(axes[row][0], dataset, query, "#555555")
-        for model, (name, x) in enumerate(embeddings.items()):
+        show_image(axis := figure.add_subplot(grid[row, 0]), dataset, query)
+        if row == 0:
+            axis.set_title("query", fontsize=16)
+        for model, x in enumerate(embeddings.values()):
             similarities = x @ x[query]
             similarities[query] = -torch.inf
+            first = 2 + model * (neighbours + 1)
             for rank, neighbour in enumerate(similarities.topk(neighbours).indices.tolist()):
-                axis = axes[row][1 + model * neighbours + rank]
-                show_image(
-                    axis, dataset, neighbour, RIGHT if dataset.labels[neighbour] == dataset.labels[query] else WRONG
-                )
-                if row == 0 and rank == neighbours // 2:
-                    axis.set_title(shown(name), fontsize=16)
-    axes[0][0].set_title("query", fontsize=16)
+                show_image(axis := figure.add_subplot(grid[row, first + rank]), dataset, neighbour)
+                mark(axis, bool(dataset.labels[neighbour] == dataset.labels[query]))
+    axes = np.array(figure.axes).reshape(len(queries), -1)[:, 1:]
+    for name, columns in zip(embeddings, np.split(axes, len(embeddings), axis=1), strict=True):
+        right = sum(len(axis.texts) for axis in columns.flat)
+        columns[0, neighbours // 2].set_title(shown(name), fontsize=16)
+        columns[-1, neighbours // 2].set_xlabel(f"{right} of {columns.size} are of the query's class", fontsize=12)
     return figure
 
 
@@ -276,8 +282,21 @@ def add_legend(figure: Figure) -> None:
         figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False)
 
 
-def show_image(axis: Axes, dataset: Any, index: int, frame: str) -> None:
+def show_image(axis: Axes, dataset: Any, index: int) -> None:
     axis.imshow(dataset[index][0].permute(1, 2, 0).numpy())
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
-        spine.set(edgecolor=frame, linewidth=3)
+        spine.set(edgecolor="#555555", linewidth=1)
+
+
+def mark(axis: Axes, is_right: bool) -> None:
+    """A frame, and on what is right a check mark: told apart without colours, too."""
+    for spine in axis.spines.values():
+        if is_right:
+            spine.set(edgecolor=RIGHT, linewidth=3.5)
+        else:
+            spine.set(edgecolor=WRONG, linewidth=1.2, linestyle=(0, (4, 3)))
+    if is_right:
+        disc = {"boxstyle": "circle,pad=0.15", "facecolor": RIGHT, "edgecolor": "white", "linewidth": 1}
+        place: dict[str, Any] = {"transform": axis.transAxes, "ha": "center", "va": "center"}
+        axis.text(0.9, 0.9, "✓", color="white", fontsize=9, fontweight="bold", bbox=disc, **place)

@@ -5,7 +5,7 @@
                         "epochs": [{"epoch": NUMBER, FIGURE: NUMBER, …}, …]}, …}}
 
 Only models are required, and of each its epochs; one that has its final "precision_at_1" is finished. Metrics are
-`PERCENTAGES`, `PROPERTIES` and `COSTS`; whatever else a file holds is left alone.
+`PERCENTAGES`, `PROPERTIES` and `COSTS`, and `BEFORE_CONSOLIDATION`; whatever else a file holds is left alone.
 """
 
 from __future__ import annotations
@@ -49,8 +49,12 @@ COSTS = {
     "deployed_parameters": "parameters",
     "latency_ms_per_image": "ms/image",
     "train_seconds": "training s",
+    "consolidation_seconds": "consolidation s",
 }
 """What a model costs, with titles."""
+
+BEFORE_CONSOLIDATION = "precision_at_1_before_consolidation"
+"""Recall@1 of the head that `consolidate` replaced."""
 
 
 class RunWriter:
@@ -113,8 +117,9 @@ class RunWriter:
 
         Args:
             model: its name.
-            figures: numbers by name, `PERCENTAGES`, `PROPERTIES` and `COSTS` among them, and ``singular_values``, a
-                sequence of numbers; "precision_at_1" has to be there. Without figures they are the last epoch's.
+            figures: numbers by name, `PERCENTAGES`, `PROPERTIES` and `COSTS` among them, `BEFORE_CONSOLIDATION`, and
+                ``singular_values``, a sequence of numbers; "precision_at_1" has to be there. Without figures they are
+                the last epoch's.
 
         Raises:
             TypeError, ValueError: a figure is no number, or "precision_at_1" is missing; nothing is written.
@@ -258,7 +263,7 @@ def check_content(path: Path, content: Any) -> None:
         if not isinstance(epochs, list) or not all(isinstance(e, dict) and is_number(e.get("epoch")) for e in epochs):
             raise ValueError(f'{path}: model {briefly(name)} has no list "epochs" of objects with the number "epoch"')
         for part in (record, *epochs):
-            for metric in (PERCENTAGES | PROPERTIES | COSTS).keys() & part.keys():
+            for metric in {*PERCENTAGES, *PROPERTIES, *COSTS, BEFORE_CONSOLIDATION} & part.keys():
                 if not is_number(part[metric]):
                     raise ValueError(
                         f"{path}: {metric} of model {briefly(name)} is {briefly(part[metric])}; expected a number, of "
