@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from results import markdown_table
 from scipy import stats
 
-from study.cuts import ITSELF, SIZES, WITH_LABELS, WITH_TURNED
+from study.cuts import CONSOLIDATED, ITSELF, SIZES, WITH_LABELS, WITH_TURNED
 from study.questions import COMPARED, EMBEDDING_SIZE, EXAMINED, LARGE, MAIN, QUESTIONS, TRAININGS
 
 RECALL, MAP = "precision_at_1", "mean_average_precision_at_r"
@@ -236,26 +236,23 @@ def _every_size(found: Found) -> str:
 
 def _by_its_own_call(found: Found) -> str:
     """`s2sd(loss, F, 32)` and `consolidate`, beside the large model that is compressed, which every other table has."""
+    same = {"consolidated": WITH_LABELS, "consolidated, turned images": WITH_TURNED}
     rows = []
     for training in TRAININGS:
         for objective in COMPARED:
-            own = {
-                cut: Case(training, objective, "S2SD", EMBEDDING_SIZE, cut, EMBEDDING_SIZE)
-                for cut in (ITSELF, "consolidated")
-            }
-            if own["consolidated"] in found:
-                seeds = sorted(found[own["consolidated"]][RECALL])
-                for seed in seeds:
-                    cases = (own[ITSELF], own["consolidated"], recommended(training, objective, 32))
-                    figures = [
-                        " / ".join(f"{found[case][metric][seed]:.1f}" for metric in METRICS)
-                        if case in found and seed in found[case][RECALL]
-                        else ""
-                        for case in cases
-                    ]
-                    rows.append([training, objective, str(seed), *figures])
-    header = ["training", "objective", "seed", "base head, before", "consolidated", "the same from the large model"]
+            for cut in (ITSELF, *CONSOLIDATED):
+                own = Case(training, objective, "S2SD", EMBEDDING_SIZE, cut, EMBEDDING_SIZE)
+                for seed in sorted(found.get(own, {}).get(RECALL, {})):
+                    large = cut_of_large(training, objective, same.get(cut, "none"), EMBEDDING_SIZE)
+                    cells = [_of_seed(found, case, seed) for case in (own, large)]
+                    rows.append([training, objective, str(seed), cut or "base head, before", *cells])
+    header = ["training", "objective", "seed", "at 32", "it", "the same of the large model"]
     return markdown_table(header, rows) if rows else ""
+
+
+def _of_seed(found: Found, case: Case, seed: int) -> str:
+    there = case in found and seed in found[case][RECALL]
+    return " / ".join(f"{found[case][metric][seed]:.1f}" for metric in METRICS) if there else ""
 
 
 def labels_alone(training: str, objective: str, size: int) -> Case:
