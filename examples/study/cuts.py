@@ -106,8 +106,14 @@ def compressed(of: Trained, with_labels: bool = False, turned: bool = False, fea
             yield size, of.figures(maps[size](x), seconds=seconds)
 
 
-def consolidated(of: Trained, **options: Any) -> Cut:
-    yield from _consolidated(of, of.model[1], **options)
+def consolidated(of: Trained, embedder: Embedder | None = None, turned: bool = False, **options: Any) -> Cut:
+    rows, labels = of.with_turned if turned else (of.rows, of.labels)
+    started = time.perf_counter()
+    deployed = consolidate(embedder or of.model[1], rows.features, labels, size=list(SIZES), seed=of.seed, **options)
+    seconds = round(time.perf_counter() - started, 2)
+    for size in SIZES:
+        with torch.no_grad():
+            yield size, of.figures(deployed[size](of.test.features), seconds=seconds)
 
 
 def labels_alone(of: Trained) -> Cut:
@@ -116,17 +122,8 @@ def labels_alone(of: Trained) -> Cut:
     head = nn.Linear(features, 1)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    yield from _consolidated(of, Embedder(features, 1, head.to(of.setting.device)), subset_rows=WITH_TURNED_ROWS)
-
-
-def _consolidated(of: Trained, embedder: Embedder, **options: Any) -> Cut:
-    rows, labels = of.with_turned
-    started = time.perf_counter()
-    deployed = consolidate(embedder, rows.features, labels, size=list(SIZES), seed=of.seed, **options)
-    seconds = round(time.perf_counter() - started, 2)
-    for size in SIZES:
-        with torch.no_grad():
-            yield size, of.figures(deployed[size](of.test.features), seconds=seconds)
+    blind = Embedder(features, 1, head.to(of.setting.device))
+    yield from consolidated(of, blind, turned=True, subset_rows=WITH_TURNED_ROWS)
 
 
 COMPRESSED: dict[str, Callable[[Trained], Cut]] = {
@@ -135,12 +132,17 @@ COMPRESSED: dict[str, Callable[[Trained], Cut]] = {
     WITH_LABELS: lambda of: compressed(of, with_labels=True),
     WITH_TURNED: lambda of: compressed(of, with_labels=True, turned=True),
 }
+CONSOLIDATED: dict[str, Callable[[Trained], Cut]] = {
+    "consolidated": consolidated,
+    "consolidated, turned images": lambda of: consolidated(of, turned=True, subset_rows=WITH_TURNED_ROWS),
+    "consolidated, turned images, subsets of 512": lambda of: consolidated(of, turned=True),
+}
+"""With labels."""
 CUTS: dict[str, Callable[[Trained], Cut]] = {
     ITSELF: itself,
     "first": first,
     "PCA": pca,
     **COMPRESSED,
-    "consolidated": consolidated,
-    "consolidated, subsets of 2048": lambda of: consolidated(of, subset_rows=WITH_TURNED_ROWS),
+    **CONSOLIDATED,
     "labels alone": labels_alone,
 }

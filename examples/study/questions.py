@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from study.cuts import COMPRESSED, ITSELF, WITH_LABELS
+from study.cuts import COMPRESSED, CONSOLIDATED, ITSELF, WITH_LABELS
 from study.ways import DELAYS, GAMMAS
 
 COMPARED = ("multisimilarity", "margin", "triplet", "contrastive", "supcon", "proxyanchor", "arcface")
@@ -63,9 +63,7 @@ QUESTIONS = {
     "small sizes": Question({"frozen 10": COMPARED}, sizes=(8, 16)),
     "cuts": Question(EMOJI, sizes=(LARGE,), cuts=("PCA", *COMPRESSED)),
     "cuts of photographs": Question(PHOTOS, sizes=(LARGE,), cuts=("PCA", "compressed", WITH_LABELS)),
-    "S2SD": Question(
-        {"tuned 5": EXAMINED}, ["S2SD"], cuts=(ITSELF, "consolidated", "consolidated, subsets of 2048", "labels alone")
-    ),
+    "S2SD": Question({"tuned 5": EXAMINED}, ["S2SD"], cuts=(ITSELF, *CONSOLIDATED, "labels alone")),
     "labels alone": Question({"frozen 10": MAIN}, sizes=(LARGE,), cuts=("labels alone",)),
     "Matryoshka": Question({"frozen 10": EXAMINED, "tuned 5": MAIN}, ["Matryoshka"], sizes=(128,), cuts=("first",)),
     "longer": Question({"frozen 50": EXAMINED, "tuned 7": MAIN}),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from results import markdown_table
 from scipy import stats
 
-from study.cuts import ITSELF, SIZES, WITH_LABELS, WITH_TURNED
+from study.cuts import CONSOLIDATED, ITSELF, SIZES, WITH_LABELS, WITH_TURNED
 from study.questions import COMPARED, EMBEDDING_SIZE, EXAMINED, LARGE, MAIN, QUESTIONS, TRAININGS
 
 RECALL, MAP = "precision_at_1", "mean_average_precision_at_r"
@@ -169,7 +169,7 @@ def tables(records: Sequence[Mapping[str, Any]]) -> str:
         **{f"S2SD at 32: {training} epochs": _at_32(found, training) for training in TRAININGS},
         "Every size, in short": "\n\n".join(_sizes_in_short(found, metric) for metric in METRICS),
         "Every size": _every_size(found),
-        "S2SD by its own call": _by_its_own_call(found),
+        "S2SD by its own call": _by_its_own_call(found, on_cpu),
         "What a user would pick instead": _alternatives(found),
         "The paper's weights": _ways(on_cpu, "paper"),
         "Where the paper's weights lose": _ways(on_cpu, "sources"),
@@ -234,28 +234,26 @@ def _every_size(found: Found) -> str:
     return markdown_table(header, rows) if rows else ""
 
 
-def _by_its_own_call(found: Found) -> str:
+def _by_its_own_call(found: Found, on_cpu: Found) -> str:
     """`s2sd(loss, F, 32)` and `consolidate`, beside the large model that is compressed, which every other table has."""
+    same = {"consolidated": WITH_LABELS, "consolidated, turned images": WITH_TURNED}
     rows = []
     for training in TRAININGS:
         for objective in COMPARED:
-            own = {
-                cut: Case(training, objective, "S2SD", EMBEDDING_SIZE, cut, EMBEDDING_SIZE)
-                for cut in (ITSELF, "consolidated")
-            }
-            if own["consolidated"] in found:
-                seeds = sorted(found[own["consolidated"]][RECALL])
-                for seed in seeds:
-                    cases = (own[ITSELF], own["consolidated"], recommended(training, objective, 32))
-                    figures = [
-                        " / ".join(f"{found[case][metric][seed]:.1f}" for metric in METRICS)
-                        if case in found and seed in found[case][RECALL]
-                        else ""
-                        for case in cases
-                    ]
-                    rows.append([training, objective, str(seed), *figures])
-    header = ["training", "objective", "seed", "base head, before", "consolidated", "the same from the large model"]
+            for cut in (ITSELF, *CONSOLIDATED):
+                own = Case(training, objective, "S2SD", EMBEDDING_SIZE, cut, EMBEDDING_SIZE)
+                for seed in sorted(found.get(own, {}).get(RECALL, {})):
+                    large = cut_of_large(training, objective, same.get(cut, "none"), EMBEDDING_SIZE)
+                    base = baseline(training, objective, EMBEDDING_SIZE)
+                    cells = [_of_seed(found, own, seed), _of_seed(found, large, seed), _of_seed(on_cpu, base, seed)]
+                    rows.append([training, objective, str(seed), cut or "base head, before", *cells])
+    header = ["training", "objective", "seed", "at 32", "it", "the same of the large model", "the baseline"]
     return markdown_table(header, rows) if rows else ""
+
+
+def _of_seed(found: Found, case: Case, seed: int) -> str:
+    there = case in found and seed in found[case][RECALL]
+    return " / ".join(f"{found[case][metric][seed]:.1f}" for metric in METRICS) if there else ""
 
 
 def labels_alone(training: str, objective: str, size: int) -> Case:
