@@ -64,7 +64,12 @@ def parse_arguments(arguments: list[str] | None = None, description: str | None 
     after = parser.add_argument_group("consolidation, after the training of all but the baseline")
     add = after.add_argument
     add("--no-consolidate", dest="consolidate", action="store_false", help="keep the base head as it was trained")
-    add("--turned", action="store_true", help="show it turned and recoloured images too, as classes of their own")
+    add(
+        "--turned",
+        action=argparse.BooleanOptionalAction,
+        help="show it turned and recoloured images too, as classes of their own, which helps with drawings, not with "
+        "photographs (default: for the emoji)",
+    )
 
     paper = parser.add_argument_group("the paper's variants: dsd, msd, msdf, msdfa")
     add = paper.add_argument
@@ -96,6 +101,8 @@ def parse_arguments(arguments: list[str] | None = None, description: str | None 
     for name in BY_TRUNK:
         if getattr(settings, name) is None:
             setattr(settings, name, getattr(kind, name))
+    if settings.turned is None:
+        settings.turned = settings.images is None
     for name in ("epochs", "views"):
         if getattr(settings, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(settings, name)}")

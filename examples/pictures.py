@@ -20,7 +20,12 @@ def draw_run(folder: Path, embeddings: dict[str, torch.Tensor], test_set: Datase
         embeddings: normalised, (N, d), by the model's name.
         test_set: what was embedded.
     """
-    save_png(draw_curves(curve_panels([read_run(folder)])), folder / "curves.png")
-    save_png(draw_retrieval(embeddings, test_set), folder / "retrieval.png")
+    run = read_run(folder)
+    recall = {
+        variant: f"all {len(test_set):,}: Recall@1 {100 * run.models[variant]['precision_at_1']:.1f} %"
+        for variant in embeddings
+    }
+    save_png(draw_curves(curve_panels([run])), folder / "curves.png")
+    save_png(draw_retrieval(embeddings, test_set, below=recall), folder / "retrieval.png")
     for variant, x in embeddings.items():
         save_png(draw_map(x, test_set.labels, test_set.names, variant), folder / f"{variant}.map.png")

@@ -11,8 +11,8 @@ The trunk is EfficientNet-Lite0 with ImageNet weights, of which the last blocks 
 S2SD is consolidated after training. Writes RUNS/NAME/: report.html, one page with the tables and pictures;
 metrics.json, curves.png, retrieval.png; and for every model VARIANT.pt (the deployed weights), VARIANT.pt2 (the
 deployed model, for python -m pml_s2sd.evaluate), VARIANT.map.png, and VARIANT.checkpoint (from which --resume goes on,
-exactly; written at the end of every epoch). What the frozen blocks make of the images is kept in RUNS/activations, 3.5 kB
-a view of 96 × 96 pixels, 19 kB of 224 × 224.
+exactly; written at the end of every epoch). What the frozen blocks make of the images is kept in RUNS/activations,
+3.5 kB a view of 96 × 96 pixels, 19 kB of 224 × 224.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def load_data(settings: argparse.Namespace) -> Data:
         halves,
         settings.runs / "activations",
         views=settings.views,
-        turned=settings.turned and settings.consolidate,
+        turned=settings.turned and settings.consolidate and settings.variants != ["baseline"],
         device=torch.device(settings.device),
         workers=settings.workers,
     )

@@ -13,7 +13,7 @@ from ._argument_checks import check_int, checked_device
 from ._features import average_pool, check_features, max_pool
 from ._matrices import Matrix, checked_labels, opened
 from ._modes import in_eval_mode, whole_state
-from ._similarity_map import MadeRows, Rows, Settings, train_maps
+from ._similarity_map import FEWEST_ROWS, MadeRows, Rows, Settings, train_maps
 from .embedder import Embedder, S2SDEmbedder
 
 KEPT_ENTRIES = 2**27
@@ -36,7 +36,7 @@ def consolidate(  # type: ignore[misc]  # the overloads leave the options to thi
     size: int | Sequence[int] | None = None,
     label_weight: float = 0.3,
     temperature: float = 0.05,
-    subset_rows: int = 512,
+    subset_rows: int | None = None,
     steps: int = 300,
     learning_rate: float = 3e-3,
     seed: int | torch.Generator = 0,
@@ -99,7 +99,7 @@ def consolidate(  # type: ignore[misc]  # the overloads leave the options to thi
     with torch.no_grad(), torch.autocast(at.type, enabled=False), in_eval_mode(embedder):
         rows = Rows("features", matrix, at, torch.float64 if parameter.dtype == torch.float64 else torch.float32)
         x = rows if matrix.ndim == 2 else MadeRows(rows, F, average_pool)
-        few = len(rows) <= steps * subset_rows
+        few = len(rows) <= steps * (subset_rows or FEWEST_ROWS)
         teachers = [
             teacher.kept() if few and len(rows) * teacher.columns <= KEPT_ENTRIES else teacher
             for teacher in _teachers(embedder, rows)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 APART_TEMPERATURE = 0.05
-APART_WEIGHT = 1600.0
-"""T and γ where the base head has the features to itself. γ is four times the 1 / T² that undoes the KL's T²: so much
+APART_WEIGHT = 3200.0
+"""T and γ where the base head has the features to itself. γ is eight times the 1 / T² that undoes the KL's T²: so much
 that the distillation leads also beside objectives with long gradients, such as ArcFace."""
 
 IN_EVAL_MODE = (
@@ -74,7 +74,7 @@ class S2SDLoss(nn.Module):
         embedder: the `S2SDEmbedder`, only read for its sizes; not registered as a submodule.
         aux_loss: another objective, or callable, for the auxiliary spaces.
         miner: a PML miner; each space mines its own tuples.
-        distill_weight: γ ≥ 0. Without ``base_gradient`` by default 1600. With it there is no default, as none fits
+        distill_weight: γ ≥ 0. Without ``base_gradient`` by default 3200. With it there is no default, as none fits
             all: the paper's 50 belongs to a pretrained trunk and a learning rate of 1e-5, training from scratch wants
             1 to 5.
         temperature: T > 0; by default 1, as in the paper, or 0.05 without ``base_gradient``.

@@ -64,7 +64,7 @@ def s2sd(
 
     | variant | auxiliary spaces | their heads | feature distillation | pooling under them | γ, T |
     | ------- | ---------------- | ----------- | -------------------- | ------------------ | ---- |
-    | None    | one, which alone trains the trunk | linear | no | average | 1600, 0.05, without the diagonal |
+    | None    | one, which alone trains the trunk | linear | no | average | 3200, 0.05, without the diagonal |
     | DSD     | one              | MLP | no  | average | 50, 1 |
     | MSD     | several          | MLP | no  | average | 50, 1 |
     | MSDF    | several          | MLP | yes | average | 50, 1 |

@@ -220,6 +220,13 @@ def test_it_is_the_same_under_inference_mode_and_autocast():
     assert compress(torch.from_numpy(x), 4, **FEW).weight.requires_grad
 
 
+@pytest.mark.parametrize(("classes", "rows"), [(1, 512), (41, 512), (1026, 513), (3678, 1839), (10_000, 2048)])
+def test_subsets_grow_with_the_number_of_classes(classes, rows):
+    labels = torch.arange(2 * classes) // 2
+    assert engine.subset_rows_for(labels) == engine.subset_rows_for(torch.cat([labels, torch.full((9,), -1)])) == rows
+    assert engine.subset_rows_for(None) == engine.subset_rows_for(torch.full((5000,), -1)) == 512
+
+
 def test_a_subset_holds_a_row_once_and_none_comes_again_before_all_have():
     plan = engine.subsets(None, 10, 3, 7, rng())
     assert plan.shape == (7, 3)

@@ -120,6 +120,8 @@ def test_the_grid_shows_the_nearest_and_frames_them(tmp_path):
             assert (axis.spines["left"].get_linestyle() == "solid") == (expected == RIGHT)
     right = sum(len(axis.texts) for axis in axes[:, 1:6].flat)
     assert axes[-1, 3].get_xlabel() == f"{right} of 60 are of the query's class"
+    below = draw_retrieval({"baseline": x}, samples, below={"baseline": "of all"}).axes[-3].get_xlabel()
+    assert below == f"{right} of 60 are of the query's class\nof all"
     figure.canvas.draw()
     left = [axis.get_position().x0 for axis in axes[0]]
     assert left[6] - left[5] > 1.2 * (left[5] - left[4])  # the models are set apart

@@ -18,7 +18,7 @@ from pml_s2sd.embedder import Embedder
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 OPTIONS = ["--epochs", "2", "--threads", "1", "--device", "cpu", "--embedding-size", "8", "--aux-sizes", "16", "24"]
-OPTIONS += ["--trunk", "scratch", "--variants", "baseline", "msdfa", "--views", "1"]
+OPTIONS += ["--trunk", "scratch", "--variants", "baseline", "msdfa", "--views", "1", "--no-turned"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
 

@@ -139,6 +139,10 @@ def test_the_defaults_are_the_trunks_and_options_go_before():
     assert chosen("--trunk", "timm:resnet50") == (5, 1e-3, 1e-4, 224)
     assert chosen("--trunk", "scratch", "--epochs", "7", "--lr", "0.1", "--image-size", "48") == (7, 0.1, 3e-3, 48)
     assert isinstance(kind_of("package.module:function"), Kind)
+    turned = [
+        parse_arguments(own).turned for own in ([], ["--images", "a"], ["--no-turned"], ["--images", "a", "--turned"])
+    ]
+    assert turned == [True, False, False, True]
 
 
 @pytest.mark.parametrize(

@@ -34,13 +34,13 @@ def test_without_options_it_is_the_recommended_setting(d, large):
     assert isinstance(embedder.aux_heads[0], torch.nn.Linear)
     assert (embedder.base_gradient, embedder.aux_gradient, embedder.aggregate_pooling) == (False, True, False)
     found = (loss_func.distill_weight, loss_func.temperature, loss_func.include_diagonal, loss_func.feature_weight)
-    assert found == (1600, 0.05, False, 0)
+    assert found == (3200, 0.05, False, 0)
 
 
 def test_the_papers_embedder_has_no_weight_by_default():
     with pytest.raises(ValueError, match=r"distill_weight is missing; s2sd\(loss, in_features, embedding_size\)"):
         S2SDLoss(losses.ContrastiveLoss(), S2SDEmbedder(16, 4, (6,)))
-    assert S2SDLoss(losses.ContrastiveLoss(), S2SDEmbedder(16, 4, (6,), base_gradient=False)).distill_weight == 1600
+    assert S2SDLoss(losses.ContrastiveLoss(), S2SDEmbedder(16, 4, (6,), base_gradient=False)).distill_weight == 3200
     assert S2SDLoss(losses.ContrastiveLoss(), S2SDEmbedder(16, 4, ())).temperature == 1
 
 

@@ -36,9 +36,18 @@ def paper(variant: str, gamma: float = 50.0, delay: float = 1 / 3, **options: An
     return Way(True, {"variant": variant, "aux_sizes": sizes, **weights, **options}, delay)
 
 
-WAYS: dict[str, Way] = {
+RECIPES: dict[str, Way] = {
     "baseline": Way(),
     "S2SD": Way(True),
+    **{f"γ = {gamma:g}, apart": Way(True, {"distill_weight": float(gamma)}) for gamma in (0, 200, 800, 12800)},
+    "the base head trains the trunk too": Way(True, {"base_gradient": True, "distill_weight": 0.0}),
+    "three spaces, 512 1024 2048": Way(True, {"aux_sizes": (512, 1024, 2048), "distill_weight": 0.0}),
+    "one space of 2048": Way(True, {"aux_sizes": (2048,), "distill_weight": 0.0}),
+    "the large space by an MLP": Way(True, {"aux_head": "mlp", "distill_weight": 0.0}),
+}
+"""What was tried for the setting that is recommended: `recipe_tried.py`."""
+WAYS: dict[str, Way] = {
+    **RECIPES,
     "DSD": paper("DSD"),
     "MSD": paper("MSD"),
     "MSDF": paper("MSDF"),

@@ -116,7 +116,9 @@ def draw_spectra(series: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     return figure
 
 
-def draw_retrieval(embeddings: Mapping[str, torch.Tensor], dataset: Any) -> Figure:
+def draw_retrieval(
+    embeddings: Mapping[str, torch.Tensor], dataset: Any, below: Mapping[str, str] | None = None
+) -> Figure:
     """A grid: a row a query, and for each model, set apart, its nearest neighbours.
 
     Those of the query's class have a solid green frame and a check mark, others a dashed red frame. The queries are
@@ -125,6 +127,7 @@ def draw_retrieval(embeddings: Mapping[str, torch.Tensor], dataset: Any) -> Figu
     Args:
         embeddings: normalised, (N, d), by the model's name.
         dataset: what was embedded: N samples, their images (3, H, W) in [0, 1] first, and ``labels``.
+        below: by the model's name, a line to write below its columns, such as its accuracy on the whole data set.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -149,7 +152,8 @@ def draw_retrieval(embeddings: Mapping[str, torch.Tensor], dataset: Any) -> Figu
     for name, columns in zip(embeddings, np.split(axes, len(embeddings), axis=1), strict=True):
         right = sum(len(axis.texts) for axis in columns.flat)
         columns[0, neighbours // 2].set_title(shown(name), fontsize=16)
-        columns[-1, neighbours // 2].set_xlabel(f"{right} of {columns.size} are of the query's class", fontsize=12)
+        lines = [f"{right} of {columns.size} are of the query's class", *([below[name]] if below else [])]
+        columns[-1, neighbours // 2].set_xlabel("\n".join(lines), fontsize=12)
     return figure
 
 
