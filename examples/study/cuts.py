@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from sklearn.decomposition import PCA
@@ -22,8 +22,6 @@ SIZES = (8, 16, 32, 64)
 ITSELF = ""
 WITH_LABELS = "compressed with labels"
 WITH_TURNED = "compressed with labels, turned images"
-WITH_TURNED_ROWS = 2048
-"""Compared at a time, where turned images are among them."""
 Cut = Iterator[tuple[int, dict[str, float]]]
 """Of each size its figures."""
 
@@ -89,7 +87,6 @@ def pca(of: Trained) -> Cut:
 
 def compressed(of: Trained, with_labels: bool = False, turned: bool = False, features: bool = True) -> Cut:
     learned, labels = of.with_turned if turned else (of.rows, of.labels)
-    options: dict[str, Any] = {"subset_rows": WITH_TURNED_ROWS} if turned else {}
     started = time.perf_counter()
     maps = compress(
         learned.embeddings,
@@ -97,7 +94,6 @@ def compressed(of: Trained, with_labels: bool = False, turned: bool = False, fea
         labels=labels if with_labels else None,
         features=learned.features if features else None,
         seed=of.seed,
-        **options,
     )
     seconds = round(time.perf_counter() - started, 2)
     x = nn.functional.normalize(of.test.features if features else of.test.embeddings)
@@ -106,10 +102,10 @@ def compressed(of: Trained, with_labels: bool = False, turned: bool = False, fea
             yield size, of.figures(maps[size](x), seconds=seconds)
 
 
-def consolidated(of: Trained, embedder: Embedder | None = None, turned: bool = False, **options: Any) -> Cut:
+def consolidated(of: Trained, embedder: Embedder | None = None, turned: bool = False) -> Cut:
     rows, labels = of.with_turned if turned else (of.rows, of.labels)
     started = time.perf_counter()
-    deployed = consolidate(embedder or of.model[1], rows.features, labels, size=list(SIZES), seed=of.seed, **options)
+    deployed = consolidate(embedder or of.model[1], rows.features, labels, size=list(SIZES), seed=of.seed)
     seconds = round(time.perf_counter() - started, 2)
     for size in SIZES:
         with torch.no_grad():
@@ -123,7 +119,7 @@ def labels_alone(of: Trained) -> Cut:
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     blind = Embedder(features, 1, head.to(of.setting.device))
-    yield from consolidated(of, blind, turned=True, subset_rows=WITH_TURNED_ROWS)
+    yield from consolidated(of, blind, turned=True)
 
 
 COMPRESSED: dict[str, Callable[[Trained], Cut]] = {
@@ -134,8 +130,7 @@ COMPRESSED: dict[str, Callable[[Trained], Cut]] = {
 }
 CONSOLIDATED: dict[str, Callable[[Trained], Cut]] = {
     "consolidated": consolidated,
-    "consolidated, turned images": lambda of: consolidated(of, turned=True, subset_rows=WITH_TURNED_ROWS),
-    "consolidated, turned images, subsets of 512": lambda of: consolidated(of, turned=True),
+    "consolidated, turned images": lambda of: consolidated(of, turned=True),
 }
 """With labels."""
 CUTS: dict[str, Callable[[Trained], Cut]] = {

@@ -169,6 +169,7 @@ def tables(records: Sequence[Mapping[str, Any]]) -> str:
         **{f"S2SD at 32: {training} epochs": _at_32(found, training) for training in TRAININGS},
         "Every size, in short": "\n\n".join(_sizes_in_short(found, metric) for metric in METRICS),
         "Every size": _every_size(found),
+        "What turned images add": _turned(found),
         "S2SD by its own call": _by_its_own_call(found, on_cpu),
         "What a user would pick instead": _alternatives(found),
         "The paper's weights": _ways(on_cpu, "paper"),
@@ -232,6 +233,17 @@ def _every_size(found: Found) -> str:
                     rows[-1] += [cell for theirs in (same, twice) for cell in (gains(found, ours, theirs),)]
     header = ["training", "objective", "d", "S2SD at d", "less the baseline at d", "less the baseline at 2 d"]
     return markdown_table(header, rows) if rows else ""
+
+
+def _turned(found: Found) -> str:
+    rival = Rival("the same without turned images", lambda t, o: cut_of_large(t, o, WITH_LABELS, 32))
+    rows = [
+        [t, *(_mean_and_ahead(*over_objectives(found, t, rival, metric)) for metric in METRICS)]
+        for t in TRAININGS
+        if not of_photographs(t)
+    ]
+    header = ["S2SD at 32, less", *(f"{rival.title}, {title}" for title in METRICS.values())]
+    return markdown_table(header, [row for row in rows if any(row[1:])]) if any(any(row[1:]) for row in rows) else ""
 
 
 def _by_its_own_call(found: Found, on_cpu: Found) -> str:
