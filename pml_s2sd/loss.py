@@ -351,7 +351,7 @@ class S2SDLoss(nn.Module):
             >>> embedder, loss_func = s2sd(losses.ContrastiveLoss(), in_features=64, embedding_size=8)
             >>> loss_func.change_objectives(lambda objective, size: losses.CrossBatchMemory(objective, size, 1024))
             >>> [loss.embedding_size for loss in (loss_func.base_loss, *loss_func.aux_losses.values())]
-            [8, 512, 1024, 1536, 2048]
+            [8, 1024]
         """
         self._carry_over(what_can_be=True)
         changed = []

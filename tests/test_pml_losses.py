@@ -122,7 +122,7 @@ def test_what_cannot_be_trained_in_pml_alone_is_refused(inside):
             objective(head(torch.randn(BATCH, 16)), LABELS).backward()
     for options in ({"loss": inside(objective)}, {"loss": losses.NTXentLoss(), "aux_loss": inside(objective)}):
         with pytest.raises(ValueError, match="DynamicSoftMarginLoss cannot be trained with: it keeps the graph"):
-            S2SDLoss(embedder=S2SDEmbedder(FEATURES, 5, (7,)), **options)
+            S2SDLoss(embedder=S2SDEmbedder(FEATURES, 5, (7,)), distill_weight=50.0, **options)
 
 
 @pytest.mark.parametrize("name", each("losses", abstract("losses")))
