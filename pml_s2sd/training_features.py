@@ -166,7 +166,7 @@ class _Work(NamedTuple):
 
 def _fill(store: InMemory | InFolder, work: _Work, loader: DataLoader, views: int, share: float, seed: int) -> None:
     """All passes that the store has not seen yet."""
-    in_order = isinstance(getattr(loader, "sampler", None), SequentialSampler)
+    in_order = _in_order(loader)
     first_view, first_batch = store.goes_on(in_order)
     endless = isinstance(getattr(loader, "dataset", None), IterableDataset)
     batches = 0 if endless or not hasattr(loader, "__len__") else len(loader)
@@ -179,6 +179,12 @@ def _fill(store: InMemory | InFolder, work: _Work, loader: DataLoader, views: in
                     draw = torch.Generator().manual_seed(_mixed(seed, view, number))
                     store.append(view, number, list(work.of(batch, view == 0, share, draw)))
             store.end_of(view)
+
+
+def _in_order(loader: DataLoader) -> bool:
+    """Whether every pass has the same samples in the same order; a batch sampler of the user's may draw as it likes."""
+    own_batches = getattr(loader, "batch_size", None) is None
+    return isinstance(getattr(loader, "sampler", None), SequentialSampler) and not own_batches
 
 
 def _mixed(*numbers: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
 
 from pml_s2sd import S2SDEmbedder, collect_features, consolidate
 from pml_s2sd.training_features import turn
@@ -137,14 +137,19 @@ def killed_after(loader, batches):
     """The loader, which raises after so many batches, in all passes together."""
     left = iter(range(batches))
 
-    class Fragile(DataLoader):
+    class Fragile:
+        sampler, batch_size, dataset = loader.sampler, loader.batch_size, loader.dataset
+
+        def __len__(self):
+            return len(loader)
+
         def __iter__(self):
-            for batch in super().__iter__():
+            for batch in loader:
                 if next(left, None) is None:
                     raise KilledError
                 yield batch
 
-    return Fragile(loader.dataset, batch_sampler=None, batch_size=loader.batch_size, sampler=loader.sampler)
+    return Fragile()
 
 
 @pytest.fixture
@@ -168,9 +173,11 @@ def test_a_killed_run_goes_on_after_its_last_batch(tmp_path, batches):
 
 
 @pytest.mark.usefixtures("noted_at_once")
-def test_of_a_loader_that_shuffles_the_last_pass_is_taken_again(tmp_path):
+@pytest.mark.parametrize("by_batches", [False, True])
+def test_of_a_loader_that_shuffles_the_last_pass_is_taken_again(tmp_path, by_batches):
     data, trunk = Images(), Trunk()
-    loader = DataLoader(data, batch_size=4, shuffle=True)
+    order = {"batch_sampler": BatchSampler(RandomSampler(data), 4, False)} if by_batches else {"shuffle": True}
+    loader = DataLoader(data, **order if by_batches else {"batch_size": 4, **order})
     with pytest.raises(KilledError):
         collect_features(trunk, killed_after(loader, 5), views=2, path=tmp_path)
     trunk.seen = 0
