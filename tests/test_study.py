@@ -2,13 +2,14 @@
 
 import argparse
 import functools
+import json
 
 import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning import losses
 from scipy import special, stats
-from study import compress_tables, cuts, tables
+from study import compress_tables, cuts, recipe_tried, tables
 from study.compress_bits import map_for_signs
 from study.cuts import CUTS, ITSELF, SIZES, WITH_LABELS, WITH_TURNED, Trained
 from study.pretrained import VIEWS
@@ -222,3 +223,17 @@ def test_a_map_for_signs_keeps_more_similarities_after_rounding_than_one_that_is
     rounded_afterwards = compress(e, 16, labels=labels, seed=0).weight.detach().numpy()
     arguments = torch.from_numpy(e), torch.from_numpy(labels), 16, 0
     assert divergence(map_for_signs(*arguments, both=False).numpy()) < 0.9 * divergence(rounded_afterwards)
+
+
+def test_what_was_tried_for_the_recipe_is_a_line_a_way_with_the_means_of_its_seeds():
+    def record(seed, recall, way="S2SD", **more):
+        figures = {"precision_at_1": recall, "mean_average_precision_at_r": recall / 2}
+        return {"training": "tuned 5", "objective": "arcface", "way": way, "seed": seed, "as trained": figures, **more}
+
+    after = {"consolidated": {"precision_at_1": 60.0, "mean_average_precision_at_r": 40.0}}
+    text = recipe_tried.table([record(100, 50.0, **after), record(101, 52.0), record(100, 45.0, "baseline")])
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:]] == [
+        ["tuned 5", "arcface", "S2SD", "2", "51.0 / 25.5", "60.0 / 40.0"],
+        ["tuned 5", "arcface", "baseline", "1", "45.0 / 22.5", ""],
+    ]
+    assert {json.loads(line)["way"] for line in recipe_tried.RESULTS.read_text().splitlines()} <= RECIPES.keys()
