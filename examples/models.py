@@ -35,6 +35,11 @@ def build(
     objective, miner = wrap(*OBJECTIVES[settings.objective](d, classes))
     if variant == "baseline":
         return nn.Sequential(trunk, Embedder(features, d)), objective, miner
+    if settings.consolidate and d > features:
+        raise SystemExit(
+            f"--embedding-size {d} is more than the trunk's {features} features, and consolidation adds none: give at "
+            f"most {features}, or --no-consolidate"
+        )
     if variant == "s2sd":
         embedder, loss_func = s2sd(objective, features, d, miner=miner)
         return nn.Sequential(trunk, embedder), loss_func, None

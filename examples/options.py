@@ -127,11 +127,15 @@ def describe(settings: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+AFTER_TRAINING = ("consolidate", "turned")
+"""A run goes on with other ones."""
+
+
 def check_same_settings(path: Path, made_with: dict[str, Any], now: dict[str, Any]) -> None:
     for part in now:
         for name in {**made_with[part], **now[part]}:
             then, value = made_with[part].get(name), now[part].get(name)
-            if then != value:
+            if then != value and name not in AFTER_TRAINING:
                 raise SystemExit(
                     f"train.py: {path} was made with {name} = {then}, this run has {value}; give the same to go on "
                     "with it, or leave out --resume to start again"

@@ -85,8 +85,8 @@ def train(settings: argparse.Namespace, variant: str, data: Data, writer: RunWri
             figures = train_epoch(model, loss_func, miner, loader, data.augment, optimizer, schedule, progress)
             if not np.isfinite(figures["loss"]):
                 raise SystemExit(
-                    f"{variant}: the loss is {figures['loss']} in epoch {epoch}; try a smaller --lr, --trunk-lr or "
-                    "--distill-weight"
+                    f"{variant}: the loss is {figures['loss']} in epoch {epoch}; try a smaller --lr or "
+                    "--trunk-lr, or --distill-weight for the paper's variants"
                 )
             figures.update(evaluate(model, data.test, device))
             writer.add_epoch(variant, figures)

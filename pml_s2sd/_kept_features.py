@@ -40,6 +40,12 @@ class InMemory:
     def end_of(self, view: int) -> None:
         pass
 
+    def __enter__(self) -> InMemory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
     def finished(self) -> Part:
         if not self._parts:
             nothing = torch.zeros(0, dtype=torch.int64)
@@ -61,6 +67,8 @@ class InFolder:
     FILES = ("features.bin", "labels.bin", "ways.bin")
 
     def __init__(self, folder: Path, made_with: dict[str, Any]) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"path is {folder}, a file; give a folder, or one to make")
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._note = folder / "progress.json"
@@ -95,6 +103,8 @@ class InFolder:
         at = self._at
         if not in_order and at["batch"]:
             at["batch"], at["rows"] = 0, at["rows_before_view"]
+        if not at["rows"]:
+            at["row"] = None
         for name, width in zip(self.FILES, self._widths(), strict=True):
             path = self.folder / name
             path.touch()
@@ -108,8 +118,12 @@ class InFolder:
     def append(self, view: int, batch: int, parts: Sequence[Part]) -> None:
         at = self._at
         for part in parts:
-            if at["row"] is None:
-                at["row"] = {"shape": list(part.features.shape[1:]), "dtype": str(part.features.numpy().dtype)}
+            row = {"shape": list(part.features.shape[1:]), "dtype": str(part.features.numpy().dtype)}
+            if at["row"] not in (None, row):
+                raise ValueError(
+                    f"{self.folder} holds features of {at['row']}, the trunk gives {row}; give another path"
+                )
+            at["row"] = row
             for file, column in zip(self._files, part, strict=True):
                 file.write(column.contiguous().numpy().tobytes())
             at["rows"] += len(part.labels)
@@ -121,15 +135,21 @@ class InFolder:
         self._at |= {"view": view + 1, "batch": 0, "rows_before_view": self._at["rows"]}
         self._write()
 
-    def finished(self) -> Part:
-        """Of all rows; the features memory-mapped."""
+    def __enter__(self) -> InFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is written later, whatever happened."""
         for file in self._files:
             file.close()
+
+    def finished(self) -> Part:
+        """Of all rows; the features memory-mapped."""
         rows, row = self._at["rows"], self._at["row"]
         if not rows:
             return InMemory().finished()
         features = np.memmap(self.folder / self.FILES[0], row["dtype"], "r", shape=(rows, *row["shape"]))
-        labels, ways = (torch.from_numpy(np.fromfile(self.folder / name, np.int64)) for name in self.FILES[1:])
+        labels, ways = (torch.from_numpy(np.fromfile(self.folder / name, np.int64, rows)) for name in self.FILES[1:])
         return Part(features, labels, ways)
 
     def _widths(self) -> list[int]:

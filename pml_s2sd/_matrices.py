@@ -29,7 +29,8 @@ def opened(name: str, matrix: Any, *, dims: tuple[int, ...] = (2,)) -> torch.Ten
     if not floating:
         raise TypeError(f"{name} must be of a floating-point dtype, got {matrix.dtype}; convert it to float32")
     if matrix.ndim not in dims or 0 in matrix.shape:
-        raise ValueError(f"{name} must have shape (N, k), one row a sample, got {tuple(matrix.shape)}")
+        shapes = " or ".join({2: "(N, k)", 4: "(N, k, H, W)"}[n] for n in dims)
+        raise ValueError(f"{name} must have shape {shapes}, one row a sample, got {tuple(matrix.shape)}")
     return matrix
 
 
@@ -54,4 +55,5 @@ def checked_labels(labels: Any, count: int) -> torch.Tensor:
         raise TypeError(f"labels must be integers, got {y.dtype}; number the classes, -1 where one is not known")
     if tuple(y.shape) != (count,):
         raise ValueError(f"labels must have shape ({count},), one for each row, got {tuple(y.shape)}")
-    return y.long() if isinstance(y, torch.Tensor) else torch.from_numpy(y.astype(np.int64))
+    y = y.long() if isinstance(y, torch.Tensor) else torch.from_numpy(y.astype(np.int64))
+    return y.clamp(min=-1)

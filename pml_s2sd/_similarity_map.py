@@ -1,4 +1,4 @@
-"""The engine of `compress`: one linear map, trained over random subsets of rows to keep their similarities."""
+"""The engine of `compress` and `consolidate`: a linear map, trained over subsets of rows to keep similarities."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from ._argument_checks import check_int, checked_device
 from ._features import average_pool, check_features, max_pool
 from ._matrices import Matrix, checked_labels, opened
 from ._modes import in_eval_mode, whole_state
-from ._similarity_map import FEWEST_ROWS, MadeRows, Rows, Settings, train_maps
+from ._similarity_map import MadeRows, Rows, Settings, subset_rows_for, train_maps
 from .embedder import Embedder, S2SDEmbedder
 
 KEPT_ENTRIES = 2**27
@@ -46,7 +46,7 @@ def consolidate(  # type: ignore[misc]  # the overloads leave the options to thi
 
         min over W:  (1/m) Σ_i KL( softmax( (cos(a_i, a_i) + λ [y = y]) / T ) ‖ softmax( cos(W φ, W φ) / T ) ),
 
-    over random subsets of the training set, nobody compared with itself. In a batch of a hundred the small space
+    over random subsets of the training set, no sample compared with itself. In a batch of a hundred the small space
     is shown few of the similarities that it is to keep; here it is shown them by the million. It is one linear map, of
     any size: one training gives every size. The engine is that of `compress`; it takes seconds on a CPU.
 
@@ -82,6 +82,7 @@ def consolidate(  # type: ignore[misc]  # the overloads leave the options to thi
         >>> sorted(consolidate(embedder, features, labels, size=[4, 16]))
         [4, 16]
     """
+    embedder = getattr(embedder, "_orig_mod", embedder)  # of torch.compile
     if not isinstance(embedder, Embedder):
         raise TypeError(
             f"embedder must be the S2SDEmbedder that was trained, got {type(embedder).__name__}; pass the embedder "
@@ -92,14 +93,15 @@ def consolidate(  # type: ignore[misc]  # the overloads leave the options to thi
     matrix = opened("features", features, dims=(2, 4))
     _check(embedder, matrix)
     settings = Settings(label_weight, temperature, subset_rows, steps, learning_rate, seed).checked()
-    parameter = next(embedder.parameters())
+    nothing = torch.zeros(0, device=matrix.device if isinstance(matrix, torch.Tensor) else "cpu")
+    parameter = next(embedder.parameters(), nothing)
     at = checked_device(parameter.device if device is None else device)
     y = None if labels is None else checked_labels(labels, len(matrix)).to(at)
 
     with torch.no_grad(), torch.autocast(at.type, enabled=False), in_eval_mode(embedder):
         rows = Rows("features", matrix, at, torch.float64 if parameter.dtype == torch.float64 else torch.float32)
         x = rows if matrix.ndim == 2 else MadeRows(rows, F, average_pool)
-        few = len(rows) <= steps * (subset_rows or FEWEST_ROWS)
+        few = len(rows) <= steps * (subset_rows or subset_rows_for(y))
         teachers = [
             teacher.kept() if few and len(rows) * teacher.columns <= KEPT_ENTRIES else teacher
             for teacher in _teachers(embedder, rows)
@@ -119,13 +121,14 @@ def _teachers(embedder: Embedder, rows: Rows) -> list[MadeRows]:
 
     def embed_with(head: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
         parameters = whole_state(head)
-        first = next(iter(parameters.values()))
+        first = next(iter(parameters.values()), None)
 
         def embed(features: torch.Tensor) -> torch.Tensor:
             pooled = average_pool(features)
             if aggregated:
                 pooled = pooled + max_pool(features)
-            embeddings = torch.func.functional_call(head, parameters, (pooled.to(first.device, first.dtype),))
+            pooled = pooled if first is None else pooled.to(first.device, first.dtype)
+            embeddings = torch.func.functional_call(head, parameters, (pooled,))
             return embeddings.to(features.device)
 
         return embed
@@ -163,7 +166,7 @@ def _check(embedder: Embedder, matrix: torch.Tensor | np.ndarray) -> None:
         )
     one = matrix[:1]
     check_features(
-        torch.from_numpy(np.array(one)) if isinstance(one, np.ndarray) else one,
+        torch.from_numpy(np.array(one, dtype=one.dtype.newbyteorder("="))) if isinstance(one, np.ndarray) else one,
         embedder.in_features,
         maps_only=maps_only,
     )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 APART_TEMPERATURE = 0.05
 APART_WEIGHT = 3200.0
 """T and γ where the base head has the features to itself. γ is eight times the 1 / T² that undoes the KL's T²: so much
-that the distillation leads also beside objectives with long gradients, such as ArcFace."""
+that the distillation leads also beside objectives with large gradients, such as ArcFace."""
 
 IN_EVAL_MODE = (
     "this S2SDLoss is in eval mode, where it is the base objective alone, while the embedder is in training mode: "

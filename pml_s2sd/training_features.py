@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from ._argument_checks import check_int
 from ._features import average_pool, max_pool
 from ._kept_features import InFolder, InMemory, Part
-from ._modes import in_eval_mode
+from ._modes import in_eval_mode, whole_state
 from .distributed import Gathering, Processes
 
 if TYPE_CHECKING:
@@ -79,15 +80,16 @@ def collect_features(
         views: passes over the loader.
         turned: in the first pass each image is also taken turned by 90, 180 and 270 degrees, and with its colour
             channels exchanged in two ways, each way a class of its own: classes that the trunk was not trained on keep
-            the map from fitting those that it was. Six times the work of one pass. Needs square images.
+            the map from overfitting the training classes. Six times the work of one pass. Needs square colour images.
         keep_maximum: feature maps (N, F, 1, 2) with the average and the maximum of the trunk's, which
             aggregate_pooling (variant MSDFA) needs.
         rows: about how many rows of a large set to take, a sample drawn from it; None: all.
         path: a folder, made if need be, that keeps what there is so far: a run that was killed goes on there, after the
-            last batch of a loader that does not shuffle, and otherwise after the last pass. The features are then
-            memory-mapped. On several processes each keeps its own part.
+            last batch of a loader that does not shuffle, and otherwise after the last pass. It belongs to one trunk as
+            it is now, one data set and one batch size; another is refused. The features are then memory-mapped. On
+            several processes each keeps its own part, and what is returned is in memory.
         read: from a batch to its images (B, C, H, W) and labels (B,); by default the first two of it.
-        device: where the trunk computes; that of its parameters unless given.
+        device: where the trunk is, and images are sent; that of its parameters unless given.
         seed: decides about the sample.
         process_group: as in `S2SDLoss`.
 
@@ -116,18 +118,29 @@ def collect_features(
     work = _Work(trunk, turned, keep_maximum, read or _first_two, torch.device(device))
     of_each = views + (TURNS if turned else 0)
     share = 1.0 if rows is None else rows / (_samples(loader, processes) * of_each)
-    made_with = {"views": views, "turned": turned, "keep_maximum": keep_maximum, "rows": rows, "seed": seed}
-    store = InMemory() if path is None else InFolder(_own(Path(path), processes), made_with)
-    with torch.no_grad(), in_eval_mode(trunk):
+    store: InMemory | InFolder = InMemory()
+    if path is not None:
+        made_with: dict[str, Any] = {
+            "views": views,
+            "turned": turned,
+            "keep_maximum": keep_maximum,
+            "rows": rows,
+            "seed": seed,
+        }
+        made_with |= {"trunk": _fingerprint(trunk), **_describe(loader, processes)}
+        store = InFolder(_own(Path(path), processes), made_with)
+    with torch.no_grad(), in_eval_mode(trunk), store:
         _fill(store, work, loader, views, share, seed)
     features, labels, ways = store.finished()
     if processes.several:
         gathering = Gathering(len(labels), processes.group)
+        if not all(gathering.sizes):
+            raise ValueError(f"the processes brought {gathering.sizes} samples; give each some, and more rows if set")
         features, labels, ways = (
-            gathering.rows_of_all(torch.as_tensor(x).to(device)).cpu() for x in (features, labels, ways)
+            gathering.rows_of_all(torch.as_tensor(np.array(x)).to(device)).cpu() for x in (features, labels, ways)
         )
     if not len(labels):
-        raise ValueError("loader brought no batch; see its dataset, and drop_last")
+        raise ValueError("no sample was taken; see the loader's dataset and drop_last, and rows if set")
     of_turned = labels + ways * (int(labels.max()) + 1)
     return TrainingFeatures(features, torch.where(labels < 0, labels, of_turned))
 
@@ -159,7 +172,7 @@ class _Work(NamedTuple):
         maps = maps if maps.dtype == torch.float64 else maps.float()
         average = average_pool(maps)
         if not self.keep_maximum:
-            return average.cpu()
+            return average.to("cpu", copy=True)  # what the trunk gave may be a part of more, or a buffer
         largest = max_pool(maps)
         return torch.stack([largest, 2 * average - largest], dim=2)[:, :, None].cpu()
 
@@ -168,8 +181,10 @@ def _fill(store: InMemory | InFolder, work: _Work, loader: DataLoader, views: in
     """All passes that the store has not seen yet."""
     in_order = _in_order(loader)
     first_view, first_batch = store.goes_on(in_order)
-    endless = isinstance(getattr(loader, "dataset", None), IterableDataset)
-    batches = 0 if endless or not hasattr(loader, "__len__") else len(loader)
+    try:
+        batches = len(loader)
+    except TypeError:  # nobody knows
+        batches = 0
     with tqdm(total=views * batches or None, desc="features", unit="batch", delay=3, leave=False) as progress:
         progress.update(first_view * batches)
         for view in range(first_view, views):
@@ -210,8 +225,8 @@ def _check_batch(images: Any, labels: Any, turned: bool) -> None:
             f"labels of a batch must be integers of shape ({len(images)},), one an image, got {labels.dtype} of shape "
             f"{tuple(labels.shape)}"
         )
-    if turned and (images.dim() != 4 or images.shape[2] != images.shape[3]):
-        raise ValueError(f"turned needs square images (B, C, H, H), got shape {tuple(images.shape)}")
+    if turned and (images.dim() != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]):
+        raise ValueError(f"turned needs square colour images (B, 3, H, H), got shape {tuple(images.shape)}")
 
 
 def _check_output(maps: Any, samples: int, keep_maximum: bool) -> None:
@@ -225,9 +240,33 @@ def _check_output(maps: Any, samples: int, keep_maximum: bool) -> None:
         raise ValueError(f"keep_maximum needs a trunk that returns feature maps, got shape {tuple(maps.shape)}")
 
 
+def _fingerprint(trunk: nn.Module) -> str:
+    """Of all parameters and buffers."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in whole_state(trunk).items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _describe(loader: DataLoader, processes: Processes) -> dict[str, Any]:
+    """What decides which samples come where."""
+    dataset = getattr(loader, "dataset", None)
+    return {
+        "samples": None if dataset is None or isinstance(dataset, IterableDataset) else len(dataset),
+        "batch_size": getattr(loader, "batch_size", None),
+        "in_order": _in_order(loader),
+        "processes": dist.get_world_size(processes.group) if processes.several else 1,
+    }
+
+
 def _samples(loader: DataLoader, processes: Processes) -> int:
     """Of one pass of all processes, about."""
     sampler: Any = getattr(loader, "sampler", loader)
+    if getattr(loader, "batch_sampler", None) is not None and getattr(loader, "batch_size", None) is None:
+        raise ValueError(
+            "rows needs a loader whose sampler is known; give one without a batch_sampler, or leave rows out"
+        )
     try:
         own = len(sampler)
     except TypeError as error:

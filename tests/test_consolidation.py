@@ -206,3 +206,21 @@ def test_a_file_that_is_cut_short_or_missing(tmp_path):
         consolidate(embedder(), path)
     with pytest.raises(FileNotFoundError, match="no file"):
         consolidate(embedder(), tmp_path / "nothing.npy")
+
+
+def test_a_head_without_parameters_and_a_compiled_embedder():
+    x, labels = features()
+    plain = consolidate(Embedder(F, F, nn.Identity()), x, labels, size=3, **FEW)
+    torch.testing.assert_close(weight(plain), compress(x, 3, labels=labels, **FEW).weight, rtol=1e-5, atol=1e-6)
+    made = embedder()
+    compiled = consolidate(torch.compile(made), x, labels, **FEW)
+    assert torch.equal(weight(compiled), weight(consolidate(made, x, labels, **FEW)))
+
+
+def test_big_endian_features_and_all_labels_below_zero_are_not_known():
+    made, (x, labels) = embedder(), features()
+    swapped = x.numpy().astype(">f4")
+    assert torch.equal(weight(consolidate(made, swapped, labels, **FEW)), weight(consolidate(made, x, labels, **FEW)))
+    some = torch.where(labels < 5, -1, labels)
+    others = torch.where(labels < 5, -100 - labels, labels)
+    assert torch.equal(weight(consolidate(made, x, others, **FEW)), weight(consolidate(made, x, some, **FEW)))

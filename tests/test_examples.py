@@ -280,6 +280,10 @@ def test_train_says_what_is_wrong_with_its_arguments(folder, tmp_path):
     assert done.returncode == 1
     assert re.search(r"--batch-size must be .* at most 12, for \d+ training images of 6 classes; got 112", done.stderr)
     assert run_script("train.py", "--epochs", 0).returncode == 2
+    with pytest.raises(
+        SystemExit, match=r"129 is more than the trunk's 128 features.*at most 128, or --no-consolidate"
+    ):
+        build(parse_arguments(["--trunk", "scratch", "--embedding-size", "129"]), "s2sd", classes=4)
 
 
 def test_a_kill_while_writing_leaves_the_last_whole_file(tmp_path):

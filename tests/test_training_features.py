@@ -87,7 +87,7 @@ def test_turned_images_are_classes_of_their_own():
     ways += [data.images.numpy()[:, order] for order in ([2, 0, 1], [1, 2, 0])]
     close(features, torch.cat([plain(trunk, torch.from_numpy(images.copy())).mean((2, 3)) for images in ways]))
     assert torch.equal(labels, (data.labels + 4 * torch.arange(6)[:, None]).flatten())
-    with pytest.raises(ValueError, match="square images"):
+    with pytest.raises(ValueError, match="square colour images"):
         collect_features(trunk, [(torch.rand(2, 3, 6, 7), torch.tensor([0, 1]))], turned=True)
 
 
@@ -246,7 +246,7 @@ BAD = {
     "float labels": ([(torch.rand(2, 3, 6, 6), torch.rand(2))], {}, ValueError, "must be integers of shape (2,)"),
     "too few labels": ([(torch.rand(2, 3, 6, 6), torch.tensor([1]))], {}, ValueError, "got torch.int64 of shape (1,)"),
     "no tensors": ([([1, 2], [1, 2])], {}, TypeError, "must be tensors, got list and list"),
-    "no batch": ([], {}, ValueError, "brought no batch"),
+    "no batch": ([], {}, ValueError, "no sample was taken"),
     "no views": ([], {"views": 0}, ValueError, "views must be at least 1"),
     "one row": ([], {"rows": 1}, ValueError, "rows must be at least 2"),
 }
@@ -295,3 +295,60 @@ def test_two_processes_consolidate_as_one(tmp_path, mode):
     assert torch.equal(one["weight"], two["weight"])
     assert sorted(one["labels"].tolist()) == sorted(Images(24).labels.tolist())
     torch.testing.assert_close(one["weight"], one["expected"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_belongs_to_one_trunk_one_data_set_and_one_batch_size(tmp_path):
+    loader, trunk = DataLoader(Images(), batch_size=4), Trunk()
+    collect_features(trunk, loader, path=tmp_path)
+    other = Trunk()
+    with torch.no_grad():
+        other[0].bias[0] += 1e-3
+    for changed in (
+        (other, loader),
+        (trunk, DataLoader(Images(15), batch_size=4)),
+        (trunk, DataLoader(Images(), batch_size=3)),
+        (trunk, DataLoader(Images(), batch_size=4, shuffle=True)),
+    ):
+        with pytest.raises(ValueError, match="holds features made with"):
+            collect_features(*changed, path=tmp_path)
+
+
+@pytest.mark.usefixtures("noted_at_once")
+def test_a_run_that_failed_writes_nothing_later(tmp_path):
+    loader, trunk = DataLoader(Images(), batch_size=4), Trunk()
+    kept = []
+    try:
+        collect_features(trunk, killed_after(loader, 2), path=tmp_path)
+    except KilledError as error:
+        kept.append(error)  # with its frames, and what they hold
+    found = collect_features(trunk, loader, path=tmp_path)
+    kept.clear()
+    assert np.array_equal(found.features, collect_features(trunk, loader).features)
+    assert (tmp_path / "labels.bin").stat().st_size == 8 * 12
+
+
+def test_what_the_trunk_gives_is_copied():
+    """Such as a buffer that it uses again, or the first of many tokens."""
+    buffer = torch.empty(4, 2)
+    trunk = Returns(lambda images: buffer[: len(images)].copy_(images.flatten(1)[:, :2]))
+    data = Images()
+    features = collect_features(trunk, DataLoader(data, batch_size=4)).features
+    assert torch.equal(features, data.images.flatten(1)[:, :2])
+
+
+def test_turned_images_have_three_colours():
+    with pytest.raises(ValueError, match=re.escape("square colour images (B, 3, H, H), got shape (2, 1, 6, 6)")):
+        collect_features(Trunk(), [(torch.rand(2, 1, 6, 6), torch.tensor([0, 1]))], turned=True)
+
+
+def test_a_sample_needs_a_sampler_that_is_known():
+    data = Images()
+    loader = DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 4, False))
+    with pytest.raises(ValueError, match="without a batch_sampler"):
+        collect_features(Trunk(), loader, rows=4)
+
+
+def test_a_path_that_is_a_file(tmp_path):
+    (tmp_path / "features").write_text("")
+    with pytest.raises(ValueError, match="a file; give a folder"):
+        collect_features(Trunk(), DataLoader(Images(), batch_size=4), path=tmp_path / "features")

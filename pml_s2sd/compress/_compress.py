@@ -44,7 +44,7 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
             memory-mapped or not, or the path of a .npy file, which is then memory-mapped. The length of a row
             does not matter; a row of zeros has no direction, and is passed over.
         size: d, at most F: of the map; or several, for a map each, the same as one alone.
-        labels: y, (N,), integers, where classes are known: those of a class are drawn together. -1: not known.
+        labels: y, (N,), integers, where classes are known: those of a class are drawn together. Below 0: not known.
         features: x, (N, F), as `embeddings`, where the map is to be taken of these instead.
         rows: the numbers of the rows to train on, (M,), M at least 2, where not all are to be: no copy is made.
         label_weight: λ ≥ 0.
