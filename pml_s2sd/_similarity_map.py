@@ -150,6 +150,21 @@ class Settings(NamedTuple):
         return int(torch.randint(2**62, (), generator=self.seed, device=self.seed.device))
 
 
+def checked_sizes(size: int | Sequence[int], largest: int) -> list[int]:
+    """The sizes of the maps, each at most that of what is mapped."""
+    sizes = list(size) if isinstance(size, Sequence) else [size]
+    if not sizes:
+        raise ValueError("size is an empty list; give at least one size")
+    for d in sizes:
+        check_int("size", d, at_least=1)
+        if d > largest:
+            raise ValueError(
+                f"size must be at most {largest}, the dimensions that there are, got {d}; a linear map adds none: "
+                "leave them as they are"
+            )
+    return sizes
+
+
 class Objective(NamedTuple):
     """KL( softmax( (e_S e_Sᵀ + λ [y_i = y_j]) / T ) ‖ softmax( cos(x_S W) / T ) ), as `distillation.divergence`.
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ._argument_checks import check_int, checked_device
+from ._argument_checks import checked_device
 from ._features import average_pool, check_features, max_pool
 from ._matrices import Matrix, checked_labels, opened
 from ._modes import in_eval_mode, whole_state
-from ._similarity_map import MadeRows, Rows, Settings, subset_rows_for, train_maps
+from ._similarity_map import MadeRows, Rows, Settings, checked_sizes, subset_rows_for, train_maps
 from .embedder import Embedder, S2SDEmbedder
 
 KEPT_ENTRIES = 2**27
@@ -56,7 +56,7 @@ def consolidate(  # type: ignore[misc]  # the overloads leave the options to thi
         features: φ of the training set, as the embedder takes them: (N, F), or feature maps (N, F, H, W), which
             aggregate_pooling (variant MSDFA) needs. A tensor, an array, or the path of a .npy file, which is then
             memory-mapped. `collect_features` makes them of a trunk and a loader.
-        labels: y, (N,), integers. -1: not known. None: without labels.
+        labels: y, (N,), integers. Below 0: not known. None: without labels.
         size: d, at most F; that of the embedder unless given; or several.
         label_weight, temperature, subset_rows, steps, learning_rate, seed: as in `compress`.
         device: where it is computed; that of the embedder unless given.
@@ -89,7 +89,7 @@ def consolidate(  # type: ignore[misc]  # the overloads leave the options to thi
             "itself, such as model[1] or model.module[1]"
         )
     F = embedder.in_features
-    sizes = _checked_sizes(embedder.embedding_size if size is None else size, F)
+    sizes = checked_sizes(embedder.embedding_size if size is None else size, F)
     matrix = opened("features", features, dims=(2, 4))
     _check(embedder, matrix)
     settings = Settings(label_weight, temperature, subset_rows, steps, learning_rate, seed).checked()
@@ -97,27 +97,27 @@ def consolidate(  # type: ignore[misc]  # the overloads leave the options to thi
     parameter = next(embedder.parameters(), nothing)
     at = checked_device(parameter.device if device is None else device)
     y = None if labels is None else checked_labels(labels, len(matrix)).to(at)
+    compared = settings.subset_rows or subset_rows_for(y)
 
     with torch.no_grad(), torch.autocast(at.type, enabled=False), in_eval_mode(embedder):
         rows = Rows("features", matrix, at, torch.float64 if parameter.dtype == torch.float64 else torch.float32)
         x = rows if matrix.ndim == 2 else MadeRows(rows, F, average_pool)
-        few = len(rows) <= steps * (subset_rows or subset_rows_for(y))
+        few = len(rows) <= steps * compared
         teachers = [
             teacher.kept() if few and len(rows) * teacher.columns <= KEPT_ENTRIES else teacher
             for teacher in _teachers(embedder, rows)
         ]
-        maps = train_maps(x, teachers, sizes, settings, labels=y)
+        maps = train_maps(x, teachers, sizes, settings._replace(subset_rows=compared), labels=y)
         deployed = {d: _embedder(weight.to(parameter.device, parameter.dtype)) for d, weight in maps.items()}
     return deployed if isinstance(size, Sequence) else deployed[sizes[0]]
 
 
 def _teachers(embedder: Embedder, rows: Rows) -> list[MadeRows]:
     """The auxiliary spaces of the features, or the base space where there is none."""
-    aggregated = isinstance(embedder, S2SDEmbedder) and embedder.aggregate_pooling
-    heads = [*embedder.aux_heads] if isinstance(embedder, S2SDEmbedder) else []
-    sizes = list(embedder.aux_sizes) if isinstance(embedder, S2SDEmbedder) else []
-    if not heads:
-        heads, sizes, aggregated = [embedder.head], [embedder.embedding_size], False
+    aggregated = False
+    heads, sizes = [embedder.head], [embedder.embedding_size]
+    if isinstance(embedder, S2SDEmbedder) and embedder.aux_sizes:
+        heads, sizes, aggregated = [*embedder.aux_heads], [*embedder.aux_sizes], embedder.aggregate_pooling
 
     def embed_with(head: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
         parameters = whole_state(head)
@@ -143,17 +143,6 @@ def _embedder(weight: torch.Tensor) -> Embedder:
     head.weight.copy_(weight)
     head.bias.zero_()
     return Embedder(F, d, head).eval()
-
-
-def _checked_sizes(size: int | Sequence[int], largest: int) -> list[int]:
-    sizes = list(size) if isinstance(size, Sequence) else [size]
-    if not sizes:
-        raise ValueError("size is an empty list; give at least one size")
-    for d in sizes:
-        check_int("size", d, at_least=1)
-        if d > largest:
-            raise ValueError(f"size must be at most {largest}, the trunk's features, got {d}; a linear map adds none")
-    return sizes
 
 
 def _check(embedder: Embedder, matrix: torch.Tensor | np.ndarray) -> None:

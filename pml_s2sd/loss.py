@@ -423,8 +423,10 @@ class S2SDLoss(nn.Module):
 
 
 def _default_weight(apart: bool, teachers: int) -> float:
-    if apart or not teachers:
+    if apart:
         return APART_WEIGHT
+    if not teachers:
+        return 0.0
     raise ValueError(
         "distill_weight is missing; s2sd(loss, in_features, embedding_size) makes embedder and loss with all that goes "
         "together, and the paper's weight is 50"

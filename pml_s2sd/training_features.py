@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 from tqdm import tqdm
 
 from ._argument_checks import check_int
-from ._features import average_pool, max_pool
+from ._features import average_pool, dtype_for, max_pool
 from ._kept_features import InFolder, InMemory, Part
 from ._modes import in_eval_mode, whole_state
 from .distributed import Gathering, Processes
@@ -160,6 +160,8 @@ class _Work(NamedTuple):
         _check_batch(images, labels, self.turned)
         drawn = torch.rand(len(images), generator=draw) < share
         images = images[drawn.to(images.device)].to(self.device)
+        if images.is_floating_point():
+            images = images.to(dtype_for(self.trunk, images) or images.dtype)
         labels = labels.detach().cpu().long().flatten()[drawn]
         if len(images):
             yield Part(self._pooled(images), labels, torch.zeros_like(labels))

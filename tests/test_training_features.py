@@ -226,7 +226,8 @@ def test_other_batches_and_half_precision():
     features, labels = collect_features(trunk, batches, read=lambda batch: (batch["pixels"], batch["class"]))
     close(features, plain(trunk, images).mean((2, 3)))
     assert labels.tolist() == [0, 0, 1, 1]
-    half = collect_features(trunk.bfloat16(), [(images.bfloat16(), labels)]).features
+    half = collect_features(trunk.bfloat16(), [(images, labels)]).features
+    assert torch.equal(half, collect_features(trunk, [(images.bfloat16(), labels)]).features)
     assert half.dtype == torch.float32 and (half - features).abs().max() < 0.05
 
 

@@ -8,9 +8,9 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from .._argument_checks import check_int, checked_device
+from .._argument_checks import checked_device
 from .._matrices import Matrix, checked_labels, opened
-from .._similarity_map import Rows, Settings, train_maps
+from .._similarity_map import Rows, Settings, checked_sizes, train_maps
 
 
 @overload
@@ -76,10 +76,10 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
         >>> sorted(compress(embeddings, [2, 4]))
         [2, 4]
     """
-    sizes = list(size) if isinstance(size, Sequence) else [size]
     embeddings = opened("embeddings", embeddings)
     features = None if features is None else opened("features", features)
-    _check(embeddings, features, rows, sizes)
+    _check(embeddings, features, rows)
+    sizes = checked_sizes(size, (embeddings if features is None else features).shape[1])
     settings = Settings(label_weight, temperature, subset_rows, steps, learning_rate, seed).checked()
     if device is None:
         device = embeddings.device if isinstance(embeddings, torch.Tensor) else "cpu"
@@ -103,7 +103,7 @@ def _layer(weight: torch.Tensor) -> torch.nn.Linear:
     return layer
 
 
-def _check(embeddings: Any, features: Any, rows: Any, sizes: list[int]) -> None:
+def _check(embeddings: Any, features: Any, rows: Any) -> None:
     N = len(embeddings)
     if N < 2:
         raise ValueError("embeddings has one row, which has nothing to be similar to; give at least 2")
@@ -114,13 +114,3 @@ def _check(embeddings: Any, features: Any, rows: Any, sizes: list[int]) -> None:
             raise ValueError(f"rows must be at least 2 numbers of 0 to {N - 1}, got shape {rows.shape}")
     if features is not None and len(features) != N:
         raise ValueError(f"features has {len(features)} rows and embeddings {N}; give both of the same samples")
-    if not sizes:
-        raise ValueError("size is an empty list; give at least one size")
-    largest = (embeddings if features is None else features).shape[1]
-    for size in sizes:
-        check_int("size", size, at_least=1)
-        if size > largest:
-            raise ValueError(
-                f"size must be at most {largest}, the dimensions that there are, got {size}; a linear map adds none: "
-                "leave them as they are"
-            )
