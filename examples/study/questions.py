@@ -16,7 +16,7 @@ MAIN = EXAMINED[:1]
 EMBEDDING_SIZE = 32
 LARGE = 1024
 SEEDS = (0, 1, 2, 3, 4)
-TRAININGS = ("frozen 10", "tuned 5", "tuned 15", "scratch 12", "photos 10")
+TRAININGS = ("frozen 10", "tuned 5", "tuned 15", "scratch 12", "photos 10", "photos tuned 5")
 """Setting and epochs."""
 
 
@@ -57,10 +57,10 @@ class Question(NamedTuple):
                                     yield Wanted(Training(training, objective, way, size, seed), cut)
 
 
-EMOJI, PHOTOS = dict.fromkeys(TRAININGS[:-1], COMPARED), dict.fromkeys(TRAININGS[-1:], COMPARED)
+EMOJI, PHOTOS = dict.fromkeys(TRAININGS[:4], COMPARED), dict.fromkeys(TRAININGS[4:], COMPARED)
 QUESTIONS = {
     "sizes": Question(EMOJI | PHOTOS, sizes=(LARGE, 32, 64, 128)),
-    "small sizes": Question({"frozen 10": COMPARED}, sizes=(8, 16)),
+    "small sizes": Question({"frozen 10": COMPARED, "photos 10": COMPARED, "tuned 5": MAIN}, sizes=(8, 16)),
     "cuts": Question(EMOJI, sizes=(LARGE,), cuts=("PCA", *COMPRESSED)),
     "cuts of photographs": Question(PHOTOS, sizes=(LARGE,), cuts=("PCA", "compressed", WITH_LABELS)),
     "S2SD": Question({"tuned 5": EXAMINED}, ["S2SD"], cuts=(ITSELF, *CONSOLIDATED, "labels alone")),
