@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from study.cuts import COMPRESSED, CONSOLIDATED, ITSELF, WITH_LABELS
-from study.ways import DELAYS, GAMMAS
+from study.ways import DELAYS, GAMMAS, LARGE
 
 COMPARED = ("multisimilarity", "margin", "triplet", "contrastive", "supcon", "proxyanchor", "arcface")
 EXAMINED = ("multisimilarity", "contrastive")
@@ -14,7 +14,6 @@ EXAMINED = ("multisimilarity", "contrastive")
 MAIN = EXAMINED[:1]
 """And where many ways are compared, or training is long."""
 EMBEDDING_SIZE = 32
-LARGE = 1024
 SEEDS = (0, 1, 2, 3, 4)
 TRAININGS = ("frozen 10", "tuned 5", "tuned 15", "scratch 12", "photos 10", "photos tuned 5")
 """Setting and epochs."""
