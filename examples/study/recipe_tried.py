@@ -6,7 +6,8 @@ which weight suits distillation from a trained teacher.
     PYTHONPATH=examples python -m study.recipe_tried --measure --trainings "frozen 30" --ways baseline --size 64
 
 On seeds 100 and up, with a quarter of the training classes held out and measured on; the test classes are left alone.
-Each model is measured as it was trained, and consolidated with labels and four views, by `consolidate` as it comes. γ decides about the former alone: the base head trains nothing else.
+Each model is measured as it was trained, and consolidated with labels and four views, by `consolidate` as it comes.
+γ decides about the former alone: the base head trains nothing else.
 One JSON line a model, appended to --results as it comes; a model that is there is not measured again.
 """
 
