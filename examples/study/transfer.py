@@ -93,7 +93,7 @@ def _relative_distances(x: torch.Tensor) -> torch.Tensor:
 
 
 def _angles(x: torch.Tensor) -> torch.Tensor:
-    """Cosine of the angle at j between i and k, (B, B, B), by j, i, k; 0 where i or k is j. From scalar products alone."""
+    """Cosine of the angle at j between i and k, (B, B, B), by j, i, k; 0 where i or k is j."""
     products = x @ x.T
     between = products[None] - products[:, :, None] - products[:, None] + products.diagonal()[:, None, None]
     inverse = (1 / (_squared_distances(x) + 1e-12).sqrt()).masked_fill(_diagonal(x), 0)
