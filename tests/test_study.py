@@ -135,20 +135,15 @@ def test_axes_are_those_of_scikit_learn(cut):
     setting = FewFeatures()
     embedder = Embedder(max(SIZES), 64)
     trained = Trained(torch.nn.Sequential(torch.nn.Identity(), embedder), setting, seed=0)
+    with torch.no_grad():
+        both = (setting.train.flatten(0, 1), setting.test)
+        x, test = (torch.nn.functional.normalize(embedder(y)).double().numpy() for y in both)
     if cut == "LDA":
-        x, test = (
-            torch.nn.functional.normalize(y).double().numpy() for y in (setting.train.flatten(0, 1), setting.test)
-        )
         found = LinearDiscriminantAnalysis(solver="eigen", shrinkage=cuts.SHRINKAGE)
         axes = found.fit(x, setting.train_labels.repeat(VIEWS).numpy()).transform(test)
         assert axes.shape[1] == 9  # of ten classes
     else:
-        with torch.no_grad():
-            x, test = (
-                torch.nn.functional.normalize(embedder(y)).numpy() for y in (setting.train.flatten(0, 1), setting.test)
-            )
-        centred = x - x.mean(axis=0)
-        _, deviations, axes = np.linalg.svd(centred, full_matrices=False)
+        _, deviations, axes = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
         axes = (test - x.mean(axis=0)) @ axes.T / (deviations if cut == "PCA whitened" else 1)
     figures = dict(CUTS[cut](trained))
     for size in figures:
