@@ -33,8 +33,8 @@ def inputs_and_labels(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, Mapping) and "labels" in batch:
         return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
     raise TypeError(
-        f"a batch of the loader must be images and labels, got {type(batch).__name__}; say how to read it: "
-        'collect_features(…, read=lambda batch: (batch["image"], batch["label"]))'
+        f'a batch of the loader must be images and labels, or a dict that holds "labels", got {type(batch).__name__}; '
+        'say how to read it: collect_features(…, read=lambda batch: (batch["image"], batch["label"]))'
     )
 
 
