@@ -20,10 +20,11 @@ def dataset(train: bool) -> TensorDataset:
 
 
 class EpochSampler(MPerClassSampler):
-    """The same samples in epoch n, also of a run that was resumed and on every process: trainers call `set_epoch`."""
+    """The same samples in epoch n on every process, also of a run that was resumed: trainers call `set_epoch`."""
 
     def set_epoch(self, epoch: int) -> None:
         np.random.seed(epoch)  # PML's samplers draw from NumPy's global state, which most checkpoints do not hold
+        self.labels.sort()  # they shuffle them in place
 
 
 def training_loader(batch_size: int = 100) -> DataLoader:

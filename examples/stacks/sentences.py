@@ -1,5 +1,6 @@
-"""Sentences of Python's own manual for with_sentence_transformers.py; every second topic is trained on, the others tested."""
+"""Sentences of Python's own manual, and their topics: every second one is trained on, the others are retrieved."""
 
+import itertools
 import re
 import tempfile
 from pydoc_data.topics import topics
@@ -31,7 +32,7 @@ def labelled(train: bool) -> Dataset:
 def pairs(train: bool) -> Dataset:
     """Columns anchor and positive: a sentence and the next one of its topic."""
     rows = list(labelled(train))
-    following = [(row, after) for row, after in zip(rows, rows[1:], strict=False) if row["label"] == after["label"]]
+    following = [(row, after) for row, after in itertools.pairwise(rows) if row["label"] == after["label"]]
     return Dataset.from_list([{"anchor": a["sentence"], "positive": b["sentence"]} for a, b in following[::2]])
 
 

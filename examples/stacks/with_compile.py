@@ -10,8 +10,8 @@ from pml_s2sd import collect_features, consolidate, s2sd
 CLASSES = 5
 
 
-def train(model, loss_func, loader, epochs=10, **compile_options):
-    optimizer = torch.optim.Adam([*model.parameters(), *loss_func.parameters()], lr=1e-2)
+def train(model, loss_func, loader, epochs=10, lr=1e-2, **compile_options):
+    optimizer = torch.optim.Adam([*model.parameters(), *loss_func.parameters()], lr=lr)
 
     @torch.compile(**compile_options)
     def loss_of(images, labels):

@@ -28,9 +28,7 @@ class Loss(torch.nn.Module):
 
     def forward(self, columns, labels):
         batch = torch.cat([self.model(sentences)["sentence_embedding"] for sentences in columns])
-        if labels is None:  # columns of anchors and positives
-            labels = torch.arange(len(batch) // 2, device=batch.device).repeat(2)
-        return self.loss_func(batch, labels)
+        return self.loss_func(batch, torch.arange(len(batch) // 2).repeat(2) if labels is None else labels)  # pairs
 
 
 if __name__ == "__main__":
