@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from study.cuts import COMPRESSED, CONSOLIDATED, ITSELF, WITH_LABELS
+from study.coded import CODED_SIZES, CODES, CODES_OF_LARGE, OPQ_OF_LARGE, coded_cut
+from study.cuts import COMPRESSED, CONSOLIDATED, ITSELF, WITH_LABELS, WITH_TURNED
 from study.ways import DELAYS, GAMMAS
 
 COMPARED = ("multisimilarity", "margin", "triplet", "contrastive", "supcon", "proxyanchor", "arcface")
@@ -58,12 +59,21 @@ class Question(NamedTuple):
 
 
 EMOJI, PHOTOS = dict.fromkeys(TRAININGS[:-1], COMPARED), dict.fromkeys(TRAININGS[-1:], COMPARED)
+CODED = (*CODES_OF_LARGE, *(coded_cut("PCA", code) for code in CODES))
+"""Of the model trained at 1,024: itself and its PCA, in codes."""
+CODED_LABELS, CODED_TURNED = ([coded_cut(cut, code) for code in CODES] for cut in (WITH_LABELS, WITH_TURNED))
 QUESTIONS = {
     "sizes": Question(EMOJI | PHOTOS, sizes=(LARGE, 32, 64, 128)),
     "small sizes": Question({"frozen 10": COMPARED}, sizes=(8, 16)),
     "cuts": Question(EMOJI, sizes=(LARGE,), cuts=("PCA", *COMPRESSED)),
     "cuts of photographs": Question(PHOTOS, sizes=(LARGE,), cuts=("PCA", "compressed", WITH_LABELS)),
     "S2SD": Question({"tuned 5": EXAMINED}, ["S2SD"], cuts=(ITSELF, *CONSOLIDATED, "labels alone")),
+    "bytes": Question({"frozen 10": EXAMINED, "photos 10": EXAMINED, "tuned 5": MAIN}, sizes=CODED_SIZES, cuts=CODES),
+    "bytes of 1,024": Question({"frozen 10": EXAMINED, "tuned 5": MAIN}, sizes=(LARGE,), cuts=(*CODED, *CODED_TURNED)),
+    "bytes of photographs": Question({"photos 10": EXAMINED}, sizes=(LARGE,), cuts=(*CODED, *CODED_LABELS)),
+    "bytes by OPQ": Question(
+        dict.fromkeys(("frozen 10", "photos 10", "tuned 5"), MAIN), sizes=(LARGE,), cuts=OPQ_OF_LARGE
+    ),
     "labels alone": Question({"frozen 10": MAIN}, sizes=(LARGE,), cuts=("labels alone",)),
     "Matryoshka": Question({"frozen 10": EXAMINED, "tuned 5": MAIN}, ["Matryoshka"], sizes=(128,), cuts=("first",)),
     "longer": Question({"frozen 50": EXAMINED, "tuned 7": MAIN}),
