@@ -25,8 +25,10 @@ FACTORIES: dict[str, Callable[[int], str]] = {
     **{f"PQ, {n} a byte": lambda d, n=n: f"PQ{d // n}x8np" for n in (4, 8, 16, 32, 64)},
     **{f"OPQ, {n} a byte": lambda d, n=n: f"OPQ{d // n}_{A_BYTE * d // n},PQ{d // n}x8np" for n in (32, 64)},
 }
-"""What `faiss.index_factory` takes, of d dimensions. 1 bit: the sign of each dimension after a random rotation. PQ, OPQ:
-dimensions that share a byte; without polysemous training, which decodes to the same.
+"""What `faiss.index_factory` takes, of d dimensions.
+
+1 bit: the sign of each dimension after a random rotation. PQ, OPQ: the dimensions that share a byte; without polysemous
+training, which decodes to the same.
 """
 A_DIMENSION = ("float32", "float16", "int8", "1 bit")
 CODES = (*A_DIMENSION, "PQ, 4 a byte", "PQ, 8 a byte")

@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import torch
 from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import nn
 
 from pml_s2sd import compress, consolidate
 from pml_s2sd.embedder import Embedder
 from pml_s2sd.training_features import TURNS
-from study.coded import CODED_SIZES, CODES, FACTORIES, Projected, coded
+from study.coded import CODED_SIZES, FACTORIES, Projected, coded
 from study.pretrained import VIEWS
 from study.settings import Setting
 from study.training import PREFIXES, retrieval
@@ -105,9 +106,26 @@ def first(of: Trained) -> Cut:
         yield size, of.figures(of.test.embeddings[:, :size])
 
 
-def pca(of: Trained) -> Cut:
+def pca(of: Trained, whiten: bool = False) -> Cut:
+    """Of the embeddings; whitened: each axis divided by its standard deviation."""
+    found = PCA(max(SIZES), svd_solver="covariance_eigh", whiten=whiten).fit(of.rows.embeddings.cpu().numpy())
+    projected = torch.from_numpy(found.transform(of.test.embeddings.cpu().numpy())).to(of.setting.device)
     for size in SIZES:
-        yield size, of.figures(of.principal[1][:, :size])
+        yield size, of.figures(projected[:, :size])
+
+
+def lda(of: Trained) -> Cut:
+    """Linear discriminant analysis of the features, with the shrinkage of Ledoit and Wolf; its axes are of length 1.
+
+    It has one axis fewer than there are classes.
+    """
+    x, test = (nn.functional.normalize(rows.features).double().cpu() for rows in (of.rows, of.test))
+    found = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto").fit(x.numpy(), of.labels.cpu().numpy())
+    axes = torch.from_numpy(found.scalings_)
+    projected = ((test - torch.from_numpy(found.xbar_)) @ axes if hasattr(found, "xbar_") else test @ axes).float()
+    for size in SIZES:
+        if size < int(of.labels.max()) + 1:
+            yield size, of.figures(projected[:, :size].to(of.setting.device))
 
 
 def compressed(of: Trained, with_labels: bool = False, turned: bool = False, features: bool = True) -> Cut:
@@ -137,10 +155,11 @@ def mapped(of: Trained, turned: bool = False) -> Iterator[Projected]:
         yield layer(nn.functional.normalize(of.rows.features)), layer(nn.functional.normalize(of.test.features))
 
 
-def consolidated(of: Trained, embedder: Embedder | None = None, turned: bool = False) -> Cut:
+def consolidated(of: Trained, embedder: Embedder | None = None, with_labels: bool = True, turned: bool = False) -> Cut:
     rows, labels = of.with_turned if turned else (of.rows, of.labels)
     started = time.perf_counter()
-    deployed = consolidate(embedder or of.model[1], rows.features, labels, size=list(SIZES), seed=of.seed)
+    known = labels if with_labels else None
+    deployed = consolidate(embedder or of.model[1], rows.features, known, size=list(SIZES), seed=of.seed)
     seconds = round(time.perf_counter() - started, 2)
     for size in SIZES:
         with torch.no_grad():
@@ -164,14 +183,17 @@ COMPRESSED: dict[str, Callable[[Trained], Cut]] = {
     WITH_TURNED: lambda of: compressed(of, with_labels=True, turned=True),
 }
 CONSOLIDATED: dict[str, Callable[[Trained], Cut]] = {
+    "consolidated, without labels": lambda of: consolidated(of, with_labels=False),
     "consolidated": consolidated,
     "consolidated, turned images": lambda of: consolidated(of, turned=True),
 }
-"""With labels."""
+"""With labels, where nothing else is said."""
 CUTS: dict[str, Callable[[Trained], Cut]] = {
     ITSELF: itself,
     "first": first,
     "PCA": pca,
+    "PCA whitened": lambda of: pca(of, whiten=True),
+    "LDA": lda,
     **COMPRESSED,
     **CONSOLIDATED,
     "labels alone": labels_alone,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from study.coded import CODED_SIZES, CODES, CODES_OF_LARGE, OPQ_OF_LARGE, coded_cut
 from study.cuts import COMPRESSED, CONSOLIDATED, ITSELF, WITH_LABELS, WITH_TURNED
-from study.ways import DELAYS, GAMMAS
+from study.ways import DELAYS, GAMMAS, LARGE
 
 COMPARED = ("multisimilarity", "margin", "triplet", "contrastive", "supcon", "proxyanchor", "arcface")
 EXAMINED = ("multisimilarity", "contrastive")
@@ -15,9 +15,8 @@ EXAMINED = ("multisimilarity", "contrastive")
 MAIN = EXAMINED[:1]
 """And where many ways are compared, or training is long."""
 EMBEDDING_SIZE = 32
-LARGE = 1024
 SEEDS = (0, 1, 2, 3, 4)
-TRAININGS = ("frozen 10", "tuned 5", "tuned 15", "scratch 12", "photos 10")
+TRAININGS = ("frozen 10", "tuned 5", "tuned 15", "scratch 12", "photos 10", "photos tuned 5")
 """Setting and epochs."""
 
 
@@ -58,13 +57,13 @@ class Question(NamedTuple):
                                     yield Wanted(Training(training, objective, way, size, seed), cut)
 
 
-EMOJI, PHOTOS = dict.fromkeys(TRAININGS[:-1], COMPARED), dict.fromkeys(TRAININGS[-1:], COMPARED)
+EMOJI, PHOTOS = dict.fromkeys(TRAININGS[:4], COMPARED), dict.fromkeys(TRAININGS[4:], COMPARED)
 CODED = (*CODES_OF_LARGE, *(coded_cut("PCA", code) for code in CODES))
 """Of the model trained at 1,024: itself and its PCA, in codes."""
 CODED_LABELS, CODED_TURNED = ([coded_cut(cut, code) for code in CODES] for cut in (WITH_LABELS, WITH_TURNED))
 QUESTIONS = {
     "sizes": Question(EMOJI | PHOTOS, sizes=(LARGE, 32, 64, 128)),
-    "small sizes": Question({"frozen 10": COMPARED}, sizes=(8, 16)),
+    "small sizes": Question({"frozen 10": COMPARED, "photos 10": COMPARED, "tuned 5": MAIN}, sizes=(8, 16)),
     "cuts": Question(EMOJI, sizes=(LARGE,), cuts=("PCA", *COMPRESSED)),
     "cuts of photographs": Question(PHOTOS, sizes=(LARGE,), cuts=("PCA", "compressed", WITH_LABELS)),
     "S2SD": Question({"tuned 5": EXAMINED}, ["S2SD"], cuts=(ITSELF, *CONSOLIDATED, "labels alone")),

@@ -19,7 +19,8 @@ from pml_s2sd import s2sd
 from pml_s2sd.embedder import Embedder
 from pml_s2sd.miners import RhoDistanceWeightedMiner
 from study.settings import Setting
-from study.ways import WAYS, Way
+from study.transfer import TRANSFERS, Taught
+from study.ways import LARGE, WAYS, Way
 
 BATCH = 112
 PREFIXES = (8, 16, 32, 64, 128)
@@ -68,6 +69,12 @@ def build(
         return trunk, embedder, loss_func, None
     if way.nested:
         loss, miner = Matryoshka(objective, classes), None
+    if way.transfer is not None:
+        teacher, _ = train(setting, objective, LARGE, seed)
+        seed_everything(seed)
+        trunk = setting.trunk()
+        loss = Taught(loss if way.objective else None, teacher, TRANSFERS[way.transfer], way.weight)
+        miner = miner if way.objective else None
     head = None
     if way.hidden is not None:
         head = nn.Sequential(nn.Linear(features, way.hidden), nn.ReLU(), nn.Linear(way.hidden, size))
@@ -95,7 +102,10 @@ def train(
     started = time.perf_counter()
     for samples in tqdm(batches(setting, steps), total=steps, desc=f"{setting.name} {objective} {size} {way} {seed}"):
         labels = setting.train_labels[samples].to(setting.device)
-        embeddings = model(setting.batch(samples))
+        shown = setting.batch(samples)
+        embeddings = model(shown)
+        if isinstance(loss_func, Taught):
+            loss_func.teach(shown)
         tuples = None if miner is None else miner(embeddings, labels)
         optimizer.zero_grad()
         loss_func(embeddings, labels, tuples).backward()
