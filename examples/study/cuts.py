@@ -173,7 +173,7 @@ def labels_alone(of: Trained) -> Cut:
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     blind = Embedder(features, 1, head.to(of.setting.device))
-    yield from consolidated(of, blind, turned=True)
+    yield from consolidated(of, blind, turned=of.setting.kind.pictures != "photographs")
 
 
 COMPRESSED: dict[str, Callable[[Trained], Cut]] = {
