@@ -297,7 +297,7 @@ def instead(training: str, objective: str, size: int) -> dict[str, Case]:
         "PCA of 1,024, whitened": cut_of_large(training, objective, "PCA whitened", size),
         "PCA of 128": of_128("PCA"),
         "PCA of 128, whitened": of_128("PCA whitened"),
-        "LDA of the features": cut_of_large(training, objective, "LDA", size),
+        "LDA of 1,024": cut_of_large(training, objective, "LDA", size),
         "labels alone": labels_alone(training, objective, size),
         "Matryoshka of 128": Case(training, objective, "Matryoshka", 128, "first", size),
         "MLP head": Case(training, objective, "MLP head", size, ITSELF, size),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def build(
     if way.nested:
         loss, miner = Matryoshka(objective, classes), None
     if way.transfer is not None:
-        teacher, _ = train(setting, objective, LARGE, seed)
+        teacher = teacher_of(setting, objective, seed)
         seed_everything(seed)
         trunk = setting.trunk()
         loss = Taught(loss if way.objective else None, teacher, TRANSFERS[way.transfer], way.weight)
@@ -79,6 +80,12 @@ def build(
     if way.hidden is not None:
         head = nn.Sequential(nn.Linear(features, way.hidden), nn.ReLU(), nn.Linear(way.hidden, size))
     return trunk, Embedder(features, size, head), loss, miner
+
+
+@lru_cache(maxsize=1)
+def teacher_of(setting: Setting, objective: str, seed: int) -> nn.Module:
+    """The objective alone at 1,024; kept for the next student of it."""
+    return train(setting, objective, LARGE, seed)[0]
 
 
 def train(
