@@ -161,7 +161,8 @@ def publish(records: Sequence[dict[str, Any]]) -> None:
 
 def tables_page(records: Sequence[dict[str, Any]]) -> str:
     """docs/study_tables.md."""
-    return f"{tables.page(records)}\n{byte_tables.tables(records)}\n"
+    by_bytes = byte_tables.tables(records)
+    return tables.page(records) + (f"\n{by_bytes}\n" if by_bytes else "")
 
 
 def written_between(page: Path, begin: str, end: str, text: str) -> str:
