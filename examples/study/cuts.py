@@ -14,7 +14,6 @@ from torch import nn
 
 from pml_s2sd import compress, consolidate
 from pml_s2sd.embedder import Embedder
-from pml_s2sd.training_features import TURNS
 from study.coded import CODED_SIZES, FACTORIES, Projected, coded
 from study.pretrained import VIEWS
 from study.settings import Setting
@@ -63,8 +62,9 @@ class Trained:
     @cached_property
     def with_turned(self) -> tuple[Rows, torch.Tensor]:
         """Of turned images too, each way a class of its own, and all labels."""
-        turned = embedded(self.model, *(self.setting.turned_batches(way) for way in range(TURNS)))
-        new_classes = (int(self.labels.max()) + 1) * torch.arange(1, TURNS + 1)
+        ways = len(self.setting.turned)
+        turned = embedded(self.model, *(self.setting.turned_batches(way) for way in range(ways)))
+        new_classes = (int(self.labels.max()) + 1) * torch.arange(1, ways + 1)
         of_turned = (self.setting.train_labels + new_classes[:, None]).flatten().to(self.labels)
         rows = Rows(*(torch.cat(pair) for pair in zip(self.rows, turned, strict=True)))
         return rows, torch.cat([self.labels, of_turned])

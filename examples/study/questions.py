@@ -16,7 +16,7 @@ MAIN = EXAMINED[:1]
 """And where many ways are compared, or training is long."""
 EMBEDDING_SIZE = 32
 SEEDS = (0, 1, 2, 3, 4)
-TRAININGS = ("frozen 10", "tuned 5", "tuned 15", "scratch 12", "photos 10", "photos tuned 5")
+TRAININGS = ("frozen 10", "tuned 5", "tuned 15", "scratch 12", "photos 10", "photos tuned 5", "icons 5")
 """Setting and epochs."""
 
 
@@ -58,6 +58,7 @@ class Question(NamedTuple):
 
 
 EMOJI, PHOTOS = dict.fromkeys(TRAININGS[:4], COMPARED), {"photos 10": COMPARED, "photos tuned 5": MAIN}
+ICONS = {"icons 5": COMPARED}
 CLOSER = {"frozen 10": EXAMINED, "photos 10": EXAMINED, "tuned 5": MAIN}
 """Where questions look closer."""
 CODED = (*CODES_OF_LARGE, *(coded_cut("PCA", code) for code in CODES))
@@ -67,6 +68,8 @@ QUESTIONS = {
     "sizes": Question(EMOJI | PHOTOS, sizes=(LARGE, 32, 64, 128)),
     "small sizes": Question({"frozen 10": COMPARED, "photos 10": COMPARED, "tuned 5": MAIN}, sizes=(8, 16)),
     "cuts": Question(EMOJI, sizes=(LARGE,), cuts=("PCA", *COMPRESSED)),
+    "sizes of icons": Question(ICONS, sizes=(LARGE, 32, 64)),
+    "cuts of icons": Question(ICONS, sizes=(LARGE,), cuts=("PCA", WITH_LABELS)),
     "cuts of photographs": Question(PHOTOS, sizes=(LARGE,), cuts=("PCA", "compressed", WITH_LABELS)),
     "axes": Question(CLOSER, sizes=(LARGE,), cuts=("PCA whitened", "LDA")),
     "axes of 128": Question(CLOSER, sizes=(128,), cuts=("PCA", "PCA whitened")),
