@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from codes import PASSES
 from results import markdown_table
 
 from pml_s2sd.report.pictures import add_legend, draw_band, finish, new_figure, save_png
@@ -109,8 +110,8 @@ def tables(records: Sequence[Mapping[str, Any]]) -> str:
 EXPLAINED = f"""\
 Of each way the best of what fits into so many bytes: its size, its code and its figure; of what is within {NEAR} of the
 best, the smallest. What is stored is coded, what is searched for is not. Sizes and codes are picked on the test classes
-(for every way alike). PQ, OPQ: faiss's product quantisers. 1 bit: the sign of each dimension, turned at random before.
-"1,024" is the large space as it is. Figures are means of"""
+alike for every way. PQ, OPQ: faiss's product quantisers, of {PASSES} passes. 1 bit: the sign of each dimension, turned
+at random before. "1,024" is the large space as it is. Figures are means of"""
 SMALLEST = f"""\
 The smallest index that finds what a baseline finds as float32, to within {NEAR}: bytes a vector, size and code. The
 ratio is the fewest bytes of another way per byte of {OURS}."""

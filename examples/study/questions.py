@@ -97,5 +97,5 @@ QUESTIONS = {
     "bytes of 1,024": Question(CLOSER, sizes=(LARGE,), cuts=CODED),
     "bytes of S2SD": Question({"frozen 10": EXAMINED, "tuned 5": MAIN}, sizes=(LARGE,), cuts=CODED_TURNED),
     "bytes of S2SD, photographs": Question({"photos 10": EXAMINED}, sizes=(LARGE,), cuts=CODED_LABELS),
-    "bytes by OPQ": Question(dict.fromkeys(CLOSER, MAIN), sizes=(LARGE,), cuts=OPQ_OF_LARGE),
+    "bytes by OPQ": Question(CLOSER, sizes=(LARGE,), cuts=OPQ_OF_LARGE),
 }
