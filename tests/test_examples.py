@@ -10,7 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from images import EMOJI_FOLDER, EmojiDataset, ImageFolderDataset, make_augmentation, read_sheet, split_classes
+from images import (
+    EMOJI_FOLDER,
+    EMOJI_SIDE,
+    EmojiDataset,
+    ImageFolderDataset,
+    make_augmentation,
+    read_sheet,
+    split_classes,
+)
 from measures import evaluate
 from models import build
 from network import SmallResNet

@@ -64,6 +64,11 @@ CLOSER = {"frozen 10": EXAMINED, "photos 10": EXAMINED, "tuned 5": MAIN}
 CODED = (*CODES_OF_LARGE, *(coded_cut("PCA", code) for code in CODES))
 """Of the model trained at 1,024: itself and its PCA, in codes."""
 CODED_LABELS, CODED_TURNED = ([coded_cut(cut, code) for code in CODES] for cut in (WITH_LABELS, WITH_TURNED))
+CONVERGED = {
+    "frozen": {32: 30, 64: 30, LARGE: 30},
+    "photos": {32: 10, 64: 10, LARGE: 10},
+}
+"""By the size that is trained, the epochs that were best on held-out classes: see `study.epochs`."""
 QUESTIONS = {
     "sizes": Question(EMOJI | PHOTOS, sizes=(LARGE, 32, 64, 128)),
     "small sizes": Question({"frozen 10": COMPARED, "photos 10": COMPARED, "tuned 5": MAIN}, sizes=(8, 16)),
@@ -98,4 +103,13 @@ QUESTIONS = {
     "bytes of S2SD": Question({"frozen 10": EXAMINED, "tuned 5": MAIN}, sizes=(LARGE,), cuts=CODED_TURNED),
     "bytes of S2SD, photographs": Question({"photos 10": EXAMINED}, sizes=(LARGE,), cuts=CODED_LABELS),
     "bytes by OPQ": Question(CLOSER, sizes=(LARGE,), cuts=OPQ_OF_LARGE),
+    **{
+        f"converged, {setting}, {size}": Question(
+            {f"{setting} {epochs}": EXAMINED},
+            sizes=(size,),
+            cuts=(ITSELF, *(("PCA", WITH_LABELS if setting == "photos" else WITH_TURNED) if size == LARGE else ())),
+        )
+        for setting, by_size in CONVERGED.items()
+        for size, epochs in by_size.items()
+    },
 }
