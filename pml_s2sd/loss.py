@@ -81,7 +81,8 @@ class S2SDLoss(nn.Module):
         include_diagonal: whether a sample's similarity to itself, or to its own copy among the references, counts in
             the softmax; by default it does, as in the paper, and does not without ``base_gradient``.
         feature_weight: γ_F ≥ 0.
-        feature_delay: feature distillation starts after this many training calls.
+        feature_delay: feature distillation starts after this many training calls of the loss. Where a step of the
+            optimizer takes the gradients of k batches, that is k calls a step.
         distance: gives D; a PML distance. Where small means similar (`LpDistance`, `SNRDistance`),
             its negative is the similarity.
         process_group: the processes whose batches make up the global one: those of data parallelism, where others

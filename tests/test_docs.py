@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_metric_learning import losses
 
+from pml_s2sd import s2sd
 from pml_s2sd.evaluation import RetrievalAccuracyCalculator
 from pml_s2sd.evaluation._exported_model import load_exported_model
 from pml_s2sd.report import read_run
@@ -63,6 +65,18 @@ def test_consolidation():
     }  # fmt: skip
     assert torch.equal(names["deployed"][1].head.weight, names["by_size"][8].head.weight)
     torch.testing.assert_close(names["features"][:60], names["trunk"](names["images"]).mean((2, 3)))
+
+
+def test_sizes_of_your_stack():
+    rows = re.findall(
+        r"^\| ([\d,]+) \(.*?\) \| (\d+) \| ([\d,]+) \| ([\d,]+) \|$", (DOCS / "stacks.md").read_text(), re.M
+    )
+    assert len(rows) == 4
+    for row in rows:
+        features, size, space, parameters = (int(number.replace(",", "")) for number in row)
+        embedder, _ = s2sd(losses.ContrastiveLoss(), features, size)
+        assert embedder.aux_sizes == (space,)
+        assert sum(p.numel() for p in embedder.aux_heads.parameters()) == parameters
 
 
 def test_every_metric_is_explained():
