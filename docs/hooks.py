@@ -1,4 +1,4 @@
-"""What `mkdocs build` does beside MkDocs' own: pages that lie elsewhere, the notebook as a page, equations as MathML."""
+"""What `mkdocs build` does beside its own: pages that lie elsewhere, the notebook as a page, equations as MathML."""
 
 from __future__ import annotations
 

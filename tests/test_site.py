@@ -1,4 +1,4 @@
-"""`make docs`: the site is built strictly, has every page, public module and public name, and loads nothing from elsewhere."""
+"""`make docs`: built strictly, the site has every page, public module and name, and loads nothing from elsewhere."""
 
 import importlib
 import os
