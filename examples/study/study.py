@@ -5,6 +5,7 @@
     PYTHONPATH=examples python -m study.study --measure --questions sizes cuts --trainings "tuned 5" \\
         --objectives supcon --seeds 0 --results again.jsonl                        # a part, once more: minutes on a CPU
     PYTHONPATH=examples python -m study.study --measure --trainings "photos 10" --photos FOLDER
+    PYTHONPATH=examples python -m study.study --measure --trainings "icons 10"             # after make icons
     PYTHONPATH=examples python -m study.study --publish                            # write tables and plots in docs/
 
 One JSON line a result, appended to --results as it comes; a result that is there is not measured again.
@@ -23,14 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from icons import ICONS_FOLDER
 from results import write_text
 from tqdm import tqdm
 
-from study import compress_tables, tables
+from study import byte_tables, compress_tables, tables
 from study.cuts import CUTS, Trained
 from study.plots import plot_gains, plot_sizes
 from study.questions import COMPARED, QUESTIONS, SEEDS, TRAININGS, Training, Wanted
-from study.settings import PHOTOS, SETTINGS, Setting, cache_of
+from study.settings import EMOJI, ICONS, PHOTOS, SETTINGS, Setting, cache_of
 from study.tables import Found
 from study.training import train
 
@@ -74,13 +76,17 @@ def missing(chosen: argparse.Namespace, there: Iterable[dict[str, Any]]) -> dict
     cuts: dict[Training, list[str]] = {}
     for model, cut in dict.fromkeys(w for name in chosen.questions for w in QUESTIONS[name].wanted(chosen.seeds)):
         chosen_one = (
-            (model.training in chosen.trainings if chosen.trainings else not model.training.startswith("photos"))
+            (model.training in chosen.trainings if chosen.trainings else _of_emoji(model))
             and model.objective in chosen.objectives
             and (chosen.sizes is None or model.trained in chosen.sizes)
         )
         if chosen_one and Wanted(model, cut) not in known:
             cuts.setdefault(model, []).append(cut)
     return cuts
+
+
+def _of_emoji(model: Training) -> bool:
+    return model.training.rpartition(" ")[0] in EMOJI
 
 
 def in_parallel(
@@ -92,7 +98,8 @@ def in_parallel(
         jobs: of each the first is a model.
     """
     for name in {job[0].training.rpartition(" ")[0] for job in jobs}:  # activations are made here, not by each process
-        Setting(name, cache_of(name, chosen.runs), photos=chosen.photos, device=chosen.device)
+        cache_file = cache_of(name, chosen.runs)
+        Setting(name, cache_file, photos=chosen.photos, icons=chosen.icons, device=chosen.device)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(chosen.processes, context, initializer=_prepare) as pool, chosen.results.open("a") as file:
         waiting = {pool.submit(function, *job, *arguments, chosen.runs): job for job in jobs}
@@ -121,6 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser, results: Path) -> None:
     parser.add_argument("--results", type=Path, default=results)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--photos", type=Path, help=PHOTOS)
+    parser.add_argument("--icons", type=Path, default=ICONS_FOLDER, help=ICONS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--processes", type=int, default=1)
 
@@ -143,19 +151,26 @@ def main() -> None:
     if chosen.measure:
         in_parallel(chosen, measured, list(missing(chosen, read(chosen.results)).items()), chosen.device)
     records = read(chosen.results)
-    print(tables.tables(records))
+    print(f"{tables.tables(records)}\n\n{byte_tables.tables(records)}")
     if chosen.publish:
         publish(records)
 
 
 def publish(records: Sequence[dict[str, Any]]) -> None:
     found = Found.of(records)
-    write_text(TABLES, tables.page(records))
+    write_text(TABLES, tables_page(records))
     write_text(PAGE, written_between(PAGE, BEGIN, END, tables.in_short(found)))
     text = compress_tables.tables(records) + "\n\n## What was tried\n\n" + compress_tables.tried(read(TRIED))
     write_text(COMPRESS_PAGE, written_between(COMPRESS_PAGE, BEGIN, END, text))
     plot_gains(found, DOCS / "study_gains.png")
     plot_sizes(found, DOCS / "study_sizes.png")
+    byte_tables.plot(records, DOCS / "study_bytes.png")
+
+
+def tables_page(records: Sequence[dict[str, Any]]) -> str:
+    """docs/study_tables.md."""
+    by_bytes = byte_tables.tables(records)
+    return tables.page(records) + (f"\n{by_bytes}\n" if by_bytes else "")
 
 
 def written_between(page: Path, begin: str, end: str, text: str) -> str:
