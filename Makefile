@@ -1,4 +1,4 @@
-# demo, test, lint, seeds, study, data: each sets up .venv first, once, with the versions of constraints.txt.
+# demo, test, lint, seeds, study, data, icons: each sets up .venv first, once, with the versions of constraints.txt.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,7 @@ PML_VERSIONS := 2.3.0 2.6.0 2.9.0
 RECIPES := .venv-recipes
 RECIPES_INSTALLED := $(RECIPES)/.installed
 
-.PHONY: help demo test test-recipes test-matrix compatibility lint seeds study bench bench-check bench-evaluation data
+.PHONY: help demo test test-recipes test-matrix compatibility lint seeds study bench bench-check bench-evaluation data icons
 
 help:
 	@echo "make demo   fine-tune a pretrained trunk on the emoji, the objective alone and S2SD; compare on unseen ones (minutes)"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench-check  the quick ones again, compared with the results that are committed (minutes)"
 	@echo "make bench-evaluation   evaluation of 60,000 images, and in a gallery of a million (long)"
 	@echo "make data   draw the emoji data set again (needs npm)"
+	@echo "make icons  draw the icon data set, of which the study's large setting is made (needs npm, minutes)"
 
 $(INSTALLED): constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -94,3 +95,6 @@ bench-evaluation: $(INSTALLED)
 
 data: $(INSTALLED)
 	$(VENV)/bin/python examples/data/build_emoji.py
+
+icons: $(INSTALLED)
+	$(VENV)/bin/python examples/data/build_icons.py
