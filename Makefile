@@ -1,4 +1,4 @@
-# demo, test, lint, seeds, study, data: each sets up .venv first, once, with the versions of constraints.txt.
+# demo, test, lint, seeds, study, data, icons: each sets up .venv first, once, with the versions of constraints.txt.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,7 +15,7 @@ RECIPES := .venv-recipes
 RECIPES_INSTALLED := $(RECIPES)/.installed
 
 .PHONY: help demo test test-recipes test-matrix compatibility docs notebook lint seeds study bench bench-check bench-evaluation \
-	data release-check
+	data icons release-check
 
 help:
 	@echo "make demo   fine-tune a pretrained trunk on the emoji, the objective alone and S2SD; compare on unseen ones (minutes)"
@@ -33,6 +33,7 @@ help:
 	@echo "make bench-check  the quick ones again, compared with the results that are committed (minutes)"
 	@echo "make bench-evaluation   evaluation of 60,000 images, and in a gallery of a million (long)"
 	@echo "make data   draw the emoji data set again (needs npm)"
+	@echo "make icons  draw the icon data set, of which the study's large setting is made (needs npm, minutes)"
 
 $(INSTALLED): constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -116,3 +117,6 @@ bench-evaluation: $(INSTALLED)
 
 data: $(INSTALLED)
 	$(VENV)/bin/python examples/data/build_emoji.py
+
+icons: $(INSTALLED)
+	$(VENV)/bin/python examples/data/build_icons.py

@@ -83,6 +83,8 @@ def test_a_result_that_is_there_is_not_measured_again():
     sizes = missing(chosen(questions=["sizes"], sizes=[64]), [])
     assert {model.trained for model in sizes} == {64}
     assert "photos 10" not in {model.training for model in sizes}
+    assert not missing(chosen(questions=["sizes of icons"]), [])  # not in this repository: asked for alone
+    assert missing(chosen(questions=["sizes of icons"], trainings=["icons 5"]), [])
     assert {m.training for m in missing(chosen(questions=["sizes"], trainings=["photos 10"]), [])} == {"photos 10"}
 
 
