@@ -1,4 +1,4 @@
-# demo, test, lint, seeds, study, data: each sets up .venv first, once, with the versions of constraints.txt.
+# demo, test, lint, seeds, study, data, icons: each sets up .venv first, once, with the versions of constraints.txt.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,24 +8,32 @@ PRETRAINED := $(VENV)/.pretrained
 
 PML_VERSIONS := 2.3.0 2.6.0 2.9.0
 
+RELEASE := .venv-release
+RELEASE_INSTALLED := $(RELEASE)/.installed
+
 RECIPES := .venv-recipes
 RECIPES_INSTALLED := $(RECIPES)/.installed
 
-.PHONY: help demo test test-recipes test-matrix compatibility lint seeds study bench bench-check bench-evaluation data
+.PHONY: help demo test test-recipes test-matrix compatibility docs notebook lint seeds study bench bench-check bench-evaluation \
+	data icons release-check
 
 help:
 	@echo "make demo   fine-tune a pretrained trunk on the emoji, the objective alone and S2SD; compare on unseen ones (minutes)"
 	@echo "make test   all tests"
-	@echo "make test-recipes   the paper's recipes, every cell's dry run, with torchvision (5.5 GB in $(RECIPES))"
+	@echo "make test-recipes   what needs torchvision and its like: the paper's recipes, timm, Lightning, … (6.5 GB in $(RECIPES))"
 	@echo "make test-matrix    the tests that touch PML, on PML $(PML_VERSIONS)"
 	@echo "make compatibility  write docs/compatibility.md from the results of the tests"
+	@echo "make docs   the site of README's links, with the API, in site/; open site/index.html, it needs no network"
+	@echo "make notebook  run examples/notebook.ipynb again and keep its pictures (a minute)"
 	@echo "make lint   ruff and mypy"
-	@echo "make seeds  the README's table: the demo for seeds 0 to 4"
+	@echo "make release-check  build what is released into dist/, install it into empty environments, run README's example"
+	@echo "make seeds  the demo for seeds 0 to 4, and what S2SD gains over them"
 	@echo "make study  the study's tables; ROW='--measure' measures what is missing (hours), ROW='--publish' writes docs/"
 	@echo "make bench  timings, as ratios within one run; writes benchmarks/results and docs/performance.md (half an hour)"
 	@echo "make bench-check  the quick ones again, compared with the results that are committed (minutes)"
 	@echo "make bench-evaluation   evaluation of 60,000 images, and in a gallery of a million (long)"
 	@echo "make data   draw the emoji data set again (needs npm)"
+	@echo "make icons  draw the icon data set, of which the study's large setting is made (needs npm, minutes)"
 
 $(INSTALLED): constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -44,11 +52,11 @@ test: $(PRETRAINED)
 
 $(RECIPES_INSTALLED): constraints-recipes.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(RECIPES)
-	$(RECIPES)/bin/python -m pip install --constraint constraints-recipes.txt --editable ".[recipes]"
+	$(RECIPES)/bin/python -m pip install --constraint constraints-recipes.txt --editable ".[recipes,stacks]"
 	touch $@
 
 test-recipes: $(RECIPES_INSTALLED)
-	$(RECIPES)/bin/python -m pytest tests/test_paper_*.py
+	$(RECIPES)/bin/python -m pytest tests/test_paper_*.py tests/test_stacks_*.py
 
 test-matrix: $(INSTALLED) $(PML_VERSIONS:%=$(VENV)/pml-%)
 	for version in $(PML_VERSIONS); do \
@@ -64,10 +72,25 @@ compatibility: $(INSTALLED)
 	mkdir -p docs
 	$(VENV)/bin/python -m pytest tests/test_pml_*.py tests/test_embeddings.py --compatibility docs/compatibility.md
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+notebook: $(PRETRAINED)
+	cd examples && TQDM_DISABLE=1 ../$(VENV)/bin/jupyter execute --inplace notebook.ipynb
+
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+$(RELEASE_INSTALLED):
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install build==1.6.1 twine==7.0.0
+	touch $@
+
+release-check: $(RELEASE_INSTALLED)
+	$(RELEASE)/bin/python .ci/release_check.py dist
 
 seeds: $(PRETRAINED)
 	$(VENV)/bin/python examples/seeds.py --name demo --seeds 0 1 2 3 4
@@ -94,3 +117,6 @@ bench-evaluation: $(INSTALLED)
 
 data: $(INSTALLED)
 	$(VENV)/bin/python examples/data/build_emoji.py
+
+icons: $(INSTALLED)
+	$(VENV)/bin/python examples/data/build_icons.py

@@ -53,19 +53,21 @@ class S2SDLoss(nn.Module):
 
         KL(D^z, D^t) = T² / B · Σ_rows KL( softmax(D^t / T) ‖ softmax(D^z / T) ),  no gradient into t
 
-    z are the base embeddings, a_i the m auxiliary ones, φ the features, D^x the similarities of
-    the rows of x with each other. With m = 0 the bracket is L(z) alone and the second term is absent. Where the base
-    head has the features to itself (``base_gradient=False``), L(z) and the L(a_i) train nothing in common, and the ½ is
-    left out: the trunk is trained as by the objective alone at the larger size.
+    z are the base embeddings, a_i the m auxiliary ones, φ the features. D^x holds the similarities of the rows
+    of x. With m = 0 the bracket is L(z) alone, and there is no second term. With ``base_gradient=False`` the base
+    head does not change the features, so L(z) and the L(a_i) train nothing in common. The ½ is then left out, and the
+    trunk is trained as by the objective alone at the larger size.
 
-    Always the outermost loss; PML's wrappers go inside. In eval mode it is L(z) alone, by PML's own code, and
-    takes a plain tensor: a validation loss. As in PML, a CrossBatchMemory takes in what it is given in eval mode
-    too, and a `DistributedLossWrapper` gathers, so that all processes have to call it.
+    This is always the outermost loss; PML's wrappers go inside.
 
-    On several processes (torch.distributed) the distillation, and an objective in PML's
-    `DistributedLossWrapper`, are computed on the samples of all; in training mode all processes have to call it. The
-    average of the gradients over processes, which DistributedDataParallel makes, is then the gradient of one process
-    on the whole batch; the value is this process's part, and its average that of the whole batch.
+    In eval mode it is a validation loss: L(z) alone, by PML's own code, and it takes a plain tensor. As in PML, a
+    CrossBatchMemory takes in samples in eval mode too. A `DistributedLossWrapper` gathers in eval mode too, so all
+    processes have to call it.
+
+    On several processes (torch.distributed) the distillation is computed on the samples of all. So is an objective in
+    PML's `DistributedLossWrapper`. In training mode all processes have to call the loss. DistributedDataParallel
+    averages their gradients; the average equals the gradient of one process on the whole batch. The value is this
+    process's part: the average of the parts is the value on the whole batch.
 
     Args:
         loss: L, any PML objective, or a callable ``embedding_size -> objective``. The base space
@@ -74,31 +76,31 @@ class S2SDLoss(nn.Module):
         embedder: the `S2SDEmbedder`, only read for its sizes; not registered as a submodule.
         aux_loss: another objective, or callable, for the auxiliary spaces.
         miner: a PML miner; each space mines its own tuples.
-        distill_weight: γ ≥ 0. Without ``base_gradient`` by default 3200. With it there is no default, as none fits
-            all: the paper's 50 belongs to a pretrained trunk and a learning rate of 1e-5, training from scratch wants
-            1 to 5.
-        temperature: T > 0; by default 1, as in the paper, or 0.05 without ``base_gradient``.
-        include_diagonal: whether a sample's similarity to itself, or to its own copy among the references, counts in
-            the softmax; by default it does, as in the paper, and does not without ``base_gradient``.
+        distill_weight: γ ≥ 0; 3200 unless given, where ``base_gradient=False``. Otherwise it has to be given, as no
+            weight fits all. The paper's 50 belongs to a pretrained trunk and a learning rate of 1e-5; training from
+            scratch wants 1 to 5.
+        temperature: T > 0; 1 unless given, as in the paper, and 0.05 where ``base_gradient=False``.
+        include_diagonal: whether a sample's similarity to itself counts in the softmax, or to its own copy among the
+            references. True unless given, as in the paper, and False where ``base_gradient=False``.
         feature_weight: γ_F ≥ 0.
-        feature_delay: feature distillation starts after this many training calls.
+        feature_delay: feature distillation starts after this many training calls of the loss. Where a step of the
+            optimizer takes the gradients of k batches, that is k calls a step.
         distance: gives D; a PML distance. Where small means similar (`LpDistance`, `SNRDistance`),
             its negative is the similarity.
-        process_group: the processes whose batches make up the global one: those of data parallelism, where others
-            exist beside it (tensor or pipeline parallelism, a model on some of the processes). A ProcessGroup, or the
+        process_group: the processes whose batches make up the global batch. Needed where there is more than data
+            parallelism (tensor or pipeline parallelism, a model on some of the processes). A ProcessGroup, or the
             one-dimensional DeviceMesh ``mesh["dp"]``. None: all processes.
 
-    Inputs (``loss_func(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``):
-        embeddings: `S2SDEmbeddings` of a batch of B ≥ 1 samples; in eval mode also a tensor (B, d).
-        labels: (B,), of any integer dtype; may be left out where the objective does without.
-        indices_tuple: tuples of a PML miner, used in every space. Not together with `miner`.
-        ref_emb: `S2SDEmbeddings` of R references; each space compares with its own, and D becomes
-            query × reference, (B, R). With the batch itself, the same object, the
-            distillation terms are what they are without references.
-            Which pairs the objective forms is PML's: given ref_labels, a sample and its own copy among
-            the references are a positive pair.
-        ref_labels: (R,).
-        Further keyword arguments go to every objective, e.g. CrossBatchMemory's ``enqueue_mask``.
+    Inputs, of ``loss_func(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``:
+
+    - embeddings: `S2SDEmbeddings` of a batch of B ≥ 1 samples; in eval mode also a tensor (B, d).
+    - labels: (B,), of any integer dtype; may be left out where the objective does without.
+    - indices_tuple: tuples of a PML miner, used in every space. Not together with `miner`.
+    - ref_emb: `S2SDEmbeddings` of R references. Each space compares with its own, and D becomes query × reference,
+      (B, R). Where it is the batch itself, the same object, the distillation is what it is without references. PML
+      decides which pairs the objective forms: given ref_labels, a sample and its own copy are a positive pair.
+    - ref_labels: (R,).
+    - Further keyword arguments go to every objective, such as CrossBatchMemory's ``enqueue_mask``.
 
     Returns:
         A scalar.
@@ -109,12 +111,13 @@ class S2SDLoss(nn.Module):
             term is absent, switched off or not started. Nothing waits for a device before `terms_as_numbers`.
         calls: the number of training calls so far, part of the state_dict, as are the positions of
             PML's memory queues.
-        base_loss, aux_losses: the objective of each space, the latter by the names ``a1`` … ``am``.
-            `change_objectives` changes them while training.
+        base_loss: the objective of the base space. `change_objectives` changes those of all spaces while training.
+        aux_losses: the objectives of the auxiliary spaces, by the names ``a1`` … ``am``.
         miner: a new one may be set at any time; each space gets its own.
-            A margin on a schedule, set on the base space's objective or miner, reaches every space with the next
-            call, and so does `reset_queue()` of a CrossBatchMemory.
-        distill_weight, feature_weight: may be set to another number at any time.
+            A margin on a schedule may be set on the base space's objective or miner alone. It reaches every space with
+            the next call, and so does `reset_queue()` of a CrossBatchMemory.
+        distill_weight: may be set to another number at any time.
+        feature_weight: likewise.
 
     Raises:
         TypeError, ValueError: on arguments or input that cannot be used, naming what was expected

@@ -10,11 +10,11 @@ import torch
 from pytorch_metric_learning import losses
 from scipy import special, stats
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from study import compress_tables, cuts, recipe_tried, tables
+from study import compress_tables, cuts, epochs, recipe_tried, tables
 from study.compress_bits import map_for_signs
 from study.cuts import CUTS, ITSELF, SIZES, WITH_LABELS, WITH_TURNED, Trained
 from study.pretrained import VIEWS
-from study.questions import COMPARED, QUESTIONS, SEEDS, Training
+from study.questions import COMPARED, CONVERGED, QUESTIONS, SEEDS, Training
 from study.settings import SETTINGS
 from study.study import (
     BEGIN,
@@ -26,6 +26,7 @@ from study.study import (
     TRIED,
     missing,
     read,
+    tables_page,
     written_between,
 )
 from study.tables import Case, Found
@@ -82,6 +83,8 @@ def test_a_result_that_is_there_is_not_measured_again():
     sizes = missing(chosen(questions=["sizes"], sizes=[64]), [])
     assert {model.trained for model in sizes} == {64}
     assert "photos 10" not in {model.training for model in sizes}
+    assert not missing(chosen(questions=["sizes of icons"]), [])  # not in this repository: asked for alone
+    assert missing(chosen(questions=["sizes of icons"], trainings=["icons 5"]), [])
     assert {m.training for m in missing(chosen(questions=["sizes"], trainings=["photos 10"]), [])} == {"photos 10"}
 
 
@@ -161,7 +164,7 @@ def test_supcon_is_ntxent_where_each_sample_has_one_positive():
 
 def test_the_tables_of_the_docs_are_those_of_the_published_results():
     records = read(PUBLISHED)
-    assert TABLES.read_text() == tables.page(records)
+    assert TABLES.read_text() == tables_page(records)
     assert PAGE.read_text() == written_between(PAGE, BEGIN, END, tables.in_short(Found.of(records)))
     text = compress_tables.tables(records) + "\n\n## What was tried\n\n" + compress_tables.tried(read(TRIED))
     assert COMPRESS_PAGE.read_text() == written_between(COMPRESS_PAGE, BEGIN, END, text)
@@ -265,3 +268,19 @@ def test_what_was_tried_for_the_recipe_is_a_line_a_way_with_the_means_of_its_see
     assert {json.loads(line)["way"] for line in recipe_tried.RESULTS.read_text().splitlines()} <= (
         RECIPES | TAUGHT
     ).keys()
+
+
+def test_epochs_are_those_that_were_best_on_held_out_classes():
+    def record(epochs, value, seed=100, way="baseline", objective="multisimilarity"):
+        state = "consolidated" if way == "S2SD" else "as trained"
+        figures = {state: {"mean_average_precision_at_r": value}}
+        return {"training": f"tuned {epochs}", "objective": objective, "way": way, "seed": seed, **figures}
+
+    records = [record(5, 20.0), record(15, 24.0), record(30, 22.0), record(30, 99.0, seed=101)]  # 101 has no others
+    records += [record(e, 50.0 - e, way="S2SD") for e in (5, 15, 30)] + [record(30, 99.0, objective="margin")]
+    assert epochs.held_out(records)["tuned", "baseline", 32] == {5: 20.0, 15: 24.0, 30: 22.0}
+    assert epochs.best(records) == {"tuned": {("baseline", 32): 15, ("S2SD", 32): 5}}
+    found = epochs.best(epochs.tried())
+    for setting, by_size in CONVERGED.items():
+        of = {32: found[setting]["baseline", 32], 64: found[setting]["baseline", 64], 1024: found[setting]["S2SD", 32]}
+        assert by_size == of

@@ -65,11 +65,11 @@ class RetrievalAccuracyCalculator(AccuracyCalculator):
     subclass adds are left to PML, which does everything in one piece.
 
     Args:
-        include, exclude, avg_of_avgs, return_per_class, k, label_comparison_fn, device, knn_func,
-            kmeans_func: as in PML, but k is "max_bin_count" unless given (PML's None is the number of
-            references). knn_func: exact search, on the GPU where faiss has one, unless given; for
-            large galleries `neighbours.ApproximateKNN`. kmeans_func: `clustering.KMeans`, PML's own
-            clusters.
+        include, exclude, avg_of_avgs, return_per_class, label_comparison_fn, device: as in PML.
+        k: as in PML, but "max_bin_count" unless given. PML's None is the number of references.
+        knn_func: exact search unless given, on the GPU where faiss has one; for large galleries
+            `neighbours.ApproximateKNN`.
+        kmeans_func: `clustering.KMeans` unless given, PML's own clusters.
         recall_at: the values of K.
 
     Raises:

@@ -231,9 +231,7 @@ def new_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('pictures are drawn with matplotlib; install it with pip install "pml-s2sd[examples]"') from (
-            error
-        )
+        raise ImportError("pictures are drawn with matplotlib: pip install matplotlib") from error
     return Figure((width, height), layout="constrained")
 
 
