@@ -16,7 +16,7 @@ RECIPES_INSTALLED := $(RECIPES)/.installed
 help:
 	@echo "make demo   fine-tune a pretrained trunk on the emoji, the objective alone and S2SD; compare on unseen ones (minutes)"
 	@echo "make test   all tests"
-	@echo "make test-recipes   the paper's recipes, every cell's dry run, with torchvision (5.5 GB in $(RECIPES))"
+	@echo "make test-recipes   what needs torchvision and its like: the paper's recipes, timm, Lightning, … (6.5 GB in $(RECIPES))"
 	@echo "make test-matrix    the tests that touch PML, on PML $(PML_VERSIONS)"
 	@echo "make compatibility  write docs/compatibility.md from the results of the tests"
 	@echo "make docs   the site of README's links, with the API, in site/; open site/index.html, it needs no network"
@@ -46,11 +46,11 @@ test: $(PRETRAINED)
 
 $(RECIPES_INSTALLED): constraints-recipes.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(RECIPES)
-	$(RECIPES)/bin/python -m pip install --constraint constraints-recipes.txt --editable ".[recipes]"
+	$(RECIPES)/bin/python -m pip install --constraint constraints-recipes.txt --editable ".[recipes,stacks]"
 	touch $@
 
 test-recipes: $(RECIPES_INSTALLED)
-	$(RECIPES)/bin/python -m pytest tests/test_paper_*.py
+	$(RECIPES)/bin/python -m pytest tests/test_paper_*.py tests/test_stacks_*.py
 
 test-matrix: $(INSTALLED) $(PML_VERSIONS:%=$(VENV)/pml-%)
 	for version in $(PML_VERSIONS); do \

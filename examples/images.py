@@ -30,26 +30,37 @@ def split_classes(names: list[str], train: bool) -> list[str]:
     return sorted(shuffled[:half] if train else shuffled[half:])
 
 
-class EmojiDataset(Dataset):
-    """The same emoji drawn by several vendors: a class is an emoji, an image one vendor's drawing.
+class DrawingsDataset(Dataset):
+    """Things drawn by several hands, on sheets, as `data/drawings.py` writes them: a class is a thing.
 
     Args:
+        folder: holds ``index.csv`` (class, style, position) and of each style a sheet, ``STYLE.webp``.
+        side: of each drawing, in pixels.
         train: the training half of the classes, or the unseen half.
+        again: how to get the folder's files again; errors say it.
 
     Attributes:
-        images: (N, 3, 32, 32), uint8.
+        images: (N, 3, side, side), uint8.
         labels: (N,), int64, from 0 to the number of classes - 1.
         names: the classes' names, by label.
-        styles: the vendor of each image.
+        styles: whose drawing each image is.
+
+    Raises:
+        FileNotFoundError, ValueError: the index is missing, or a sheet is missing or cut short.
     """
 
-    def __init__(self, train: bool) -> None:
-        with (EMOJI_FOLDER / "index.csv").open(newline="") as file:
+    def __init__(self, folder: Path, side: int, train: bool, again: str) -> None:
+        index = folder / "index.csv"
+        if not index.is_file():
+            raise FileNotFoundError(f"no {index}; expected a folder of sheets of drawings with their index: {again}")
+        with index.open(newline="") as file:
             rows = list(csv.DictReader(file))
         self.names = split_classes(list({row["class"] for row in rows}), train)
         label_of = {name: label for label, name in enumerate(self.names)}
         rows = [row for row in rows if row["class"] in label_of]
-        drawings = {style: read_sheet(EMOJI_FOLDER / f"{style}.webp") for style in {row["style"] for row in rows}}
+        drawings = {
+            style: read_sheet(folder / f"{style}.webp", side, again) for style in {row["style"] for row in rows}
+        }
         self.styles = [row["style"] for row in rows]
         self.images = torch.stack([drawings[row["style"]][int(row["position"])] for row in rows])
         self.labels = torch.tensor([label_of[row["class"]] for row in rows])
@@ -65,17 +76,27 @@ class EmojiDataset(Dataset):
         return self.images.numpy().tobytes()
 
 
-def read_sheet(path: Path) -> torch.Tensor:
-    """The drawings on one sheet, row by row: (positions, 3, 32, 32), uint8."""
+class EmojiDataset(DrawingsDataset):
+    """The same emoji drawn by several vendors, (N, 3, 32, 32): a class is an emoji, a style is a vendor.
+
+    Args:
+        train: the training half of the classes, or the unseen half.
+    """
+
+    def __init__(self, train: bool) -> None:
+        again = "restore it with git checkout, or draw the data set again with make data"
+        super().__init__(EMOJI_FOLDER, EMOJI_SIDE, train, again)
+
+
+def read_sheet(path: Path, side: int, again: str) -> torch.Tensor:
+    """The drawings on one sheet, row by row: (positions, 3, side, side), uint8."""
     try:
         pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB")))
     except OSError as error:
         raise ValueError(
-            f"cannot read the sheet of drawings {path} ({error}); it may be missing or cut short: restore it with git "
-            "checkout, or draw the data set again with make data"
+            f"cannot read the sheet of drawings {path} ({error}); it may be missing or cut short: {again}"
         ) from error
-    tiles = pixels.unfold(0, EMOJI_SIDE, EMOJI_SIDE).unfold(1, EMOJI_SIDE, EMOJI_SIDE)
-    return tiles.flatten(0, 1).contiguous()
+    return pixels.unfold(0, side, side).unfold(1, side, side).flatten(0, 1).contiguous()
 
 
 class ImageFolderDataset(Dataset):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ._argument_checks import checked_device
-from ._features import average_pool, check_features, max_pool
+from ._features import average_pool, checked_features, max_pool
 from ._matrices import Matrix, checked_labels, opened
 from ._modes import in_eval_mode, whole_state
 from ._similarity_map import MadeRows, Rows, Settings, checked_sizes, subset_rows_for, train_maps
@@ -99,16 +99,19 @@ def consolidate(  # type: ignore[misc]  # the overloads leave the options to thi
     y = None if labels is None else checked_labels(labels, len(matrix)).to(at)
     compared = settings.subset_rows or subset_rows_for(y)
 
+    def averaged(maps: torch.Tensor) -> torch.Tensor:
+        return average_pool(checked_features(maps, F, maps_only=True))
+
     with torch.no_grad(), torch.autocast(at.type, enabled=False), in_eval_mode(embedder):
         rows = Rows("features", matrix, at, torch.float64 if parameter.dtype == torch.float64 else torch.float32)
-        x = rows if matrix.ndim == 2 else MadeRows(rows, F, average_pool)
+        x = rows if matrix.ndim == 2 else MadeRows(rows, F, averaged)
         few = len(rows) <= steps * compared
         teachers = [
             teacher.kept() if few and len(rows) * teacher.columns <= KEPT_ENTRIES else teacher
             for teacher in _teachers(embedder, rows)
         ]
         maps = train_maps(x, teachers, sizes, settings._replace(subset_rows=compared), labels=y)
-        deployed = {d: _embedder(weight.to(parameter.device, parameter.dtype)) for d, weight in maps.items()}
+        deployed = {d: _deployed(embedder, weight.to(parameter.device, parameter.dtype)) for d, weight in maps.items()}
     return deployed if isinstance(size, Sequence) else deployed[sizes[0]]
 
 
@@ -124,6 +127,7 @@ def _teachers(embedder: Embedder, rows: Rows) -> list[MadeRows]:
         first = next(iter(parameters.values()), None)
 
         def embed(features: torch.Tensor) -> torch.Tensor:
+            features = checked_features(features, embedder.in_features, maps_only=aggregated)
             pooled = average_pool(features)
             if aggregated:
                 pooled = pooled + max_pool(features)
@@ -136,13 +140,13 @@ def _teachers(embedder: Embedder, rows: Rows) -> list[MadeRows]:
     return [MadeRows(rows, size, embed_with(head)) for head, size in zip(heads, sizes, strict=True)]
 
 
-def _embedder(weight: torch.Tensor) -> Embedder:
-    """Of the map, (d, F); the global random state is left alone."""
+def _deployed(embedder: Embedder, weight: torch.Tensor) -> Embedder:
+    """An embedder that reads the trunk as this one, with the map (d, F); the global random state is left alone."""
     d, F = weight.shape
     head = nn.utils.skip_init(nn.Linear, F, d, device=weight.device, dtype=weight.dtype)
     head.weight.copy_(weight)
     head.bias.zero_()
-    return Embedder(F, d, head).eval()
+    return Embedder(F, d, head, field=embedder.field, tokens=embedder.tokens).eval()
 
 
 def _check(embedder: Embedder, matrix: torch.Tensor | np.ndarray) -> None:
@@ -154,7 +158,7 @@ def _check(embedder: Embedder, matrix: torch.Tensor | np.ndarray) -> None:
             f"{tuple(matrix.shape)}; collect_features(…, keep_maximum=True) makes the smallest that will do"
         )
     one = matrix[:1]
-    check_features(
+    checked_features(
         torch.from_numpy(np.array(one, dtype=one.dtype.newbyteorder("="))) if isinstance(one, np.ndarray) else one,
         embedder.in_features,
         maps_only=maps_only,

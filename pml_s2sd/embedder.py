@@ -12,8 +12,9 @@ from torch.overrides import TorchFunctionMode
 
 from ._argument_checks import check_choice, check_instance, check_int
 from ._data_parallel import ReplicaEmbeddings
-from ._features import average_pool, check_features, dtype_for, max_pool
+from ._features import average_pool, dtype_for, max_pool
 from ._frozen_heads import FrozenHeads
+from ._trunk_output import Field, Tokens, trunk_output
 from .embeddings import S2SDEmbeddings
 
 
@@ -26,9 +27,9 @@ class Embedder(nn.Module):
         in_features: F, the number of features (channels) of the trunk.
         embedding_size: d.
         head: f, a module from (B, F) to (B, d). Default: ``torch.nn.Linear(F, d)``.
+        field, tokens: as `S2SDEmbedder` has them.
 
-    Input: features (B, F) or feature maps (B, F, H, W), floating point; outside autocast they are
-    converted to the head's dtype. Output: (B, d).
+    Input: as of `S2SDEmbedder`. Output: (B, d).
 
     Raises:
         TypeError, ValueError: on input that is no such tensor, naming what was expected and what came.
@@ -41,17 +42,32 @@ class Embedder(nn.Module):
         torch.Size([5, 8])
     """
 
-    def __init__(self, in_features: int, embedding_size: int, head: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        embedding_size: int,
+        head: nn.Module | None = None,
+        *,
+        field: Field | None = None,
+        tokens: Tokens | None = None,
+    ) -> None:
         super().__init__()
+        if isinstance(in_features, nn.Module):
+            raise TypeError(
+                f"in_features must be the number of the trunk's features, got a {type(in_features).__name__}; write "
+                "count_features(trunk, images)"
+            )
         check_int("in_features", in_features, at_least=1)
         check_int("embedding_size", embedding_size, at_least=1)
         check_instance("head", head, nn.Module, f"a torch.nn.Module from (B, {in_features}) to (B, {embedding_size})")
         self.in_features = in_features
         self.embedding_size = embedding_size
+        self.field, self.tokens = field, tokens
+        self.trunk_output = trunk_output(field, tokens)
         self.head = nn.Linear(in_features, embedding_size) if head is None else head
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        check_features(features, self.in_features, maps_only=False)
+    def forward(self, features: Any, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        features = self.trunk_output.features(features, attention_mask, self.in_features, maps_only=False)
         return self._embed(average_pool(features, dtype_for(self.head, features)))
 
     def _embed(self, pooled: torch.Tensor) -> torch.Tensor:
@@ -64,7 +80,9 @@ class Embedder(nn.Module):
         return z
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, embedding_size={self.embedding_size}"
+        shown = f"in_features={self.in_features}, embedding_size={self.embedding_size}"
+        shown += "" if self.field is None else f", field={self.field!r}"
+        return shown if self.tokens is None else f"{shown}, tokens={self.tokens!r}"
 
 
 def _mlp(in_features: int, size: int) -> nn.Module:
@@ -107,9 +125,15 @@ class S2SDEmbedder(Embedder):
         aux_gradient: whether the auxiliary heads train the trunk, as in the paper.
         base_gradient: whether f does, as in the paper. Without it the trunk learns from the larger spaces alone, as if
             it were trained at their size, and f learns on features that it does not change.
+        field: where the trunk returns no tensor, which of what it returns: the name of an attribute, the key of a dict,
+            or the position in a tuple, such as ``"last_hidden_state"``, ``"layer4"``, -1.
+        tokens: how token sequences (B, N, F) become features: ``"class"``, the first of them, or ``"mean"``; under
+            aggregate_pooling the mean plus the maximum.
 
-    Input: features (B, F), or feature maps (B, F, H, W) that it pools itself; floating point, and
-    outside autocast converted to the head's dtype.
+    Input: features (B, F), or feature maps (B, F, H, W) that it pools itself; maps (B, H, W, F) are told from these by
+    their shape. With `field` or `tokens` also what these say. Floating point, and outside autocast converted to the
+    head's dtype. A second input, ``attention_mask`` (B, N), integers or bool, is 0 where a token is padding, which has
+    no part in mean and maximum; a dict or output object that holds one beside the field needs no other.
     Output: `S2SDEmbeddings` in training mode, a tensor (B, d) in eval mode.
 
     Raises:
@@ -127,6 +151,10 @@ class S2SDEmbedder(Embedder):
         (torch.Size([5, 8]), [16, 32], torch.Size([5, 64]))
         >>> embedder.eval()(torch.randn(5, 64, 7, 7)).shape
         torch.Size([5, 8])
+        >>> of_texts = S2SDEmbedder(64, 8, (16,), field="last_hidden_state", tokens="mean")
+        >>> output = {"last_hidden_state": torch.randn(5, 7, 64)}
+        >>> of_texts(output, attention_mask=torch.ones(5, 7, dtype=torch.int64)).features.shape
+        torch.Size([5, 64])
     """
 
     _is_replica = False  # torch.nn.DataParallel sets it
@@ -142,8 +170,10 @@ class S2SDEmbedder(Embedder):
         aux_head: Literal["mlp", "linear"] = "mlp",
         aux_gradient: bool = True,
         base_gradient: bool = True,
+        field: Field | None = None,
+        tokens: Tokens | None = None,
     ) -> None:
-        super().__init__(in_features, embedding_size, head)
+        super().__init__(in_features, embedding_size, head, field=field, tokens=tokens)
         if isinstance(aux_sizes, int):
             raise TypeError(
                 f"aux_sizes must be a sequence of sizes, got {aux_sizes}; for one auxiliary space write ({aux_sizes},)"
@@ -158,6 +188,11 @@ class S2SDEmbedder(Embedder):
                 + ("aux_gradient too" if self.aux_sizes else "there is no auxiliary space")
                 + "; set one of them to True"
             )
+        if aggregate_pooling and tokens == "class":
+            raise ValueError(
+                'aggregate_pooling (variant MSDFA) takes the maximum of all tokens, got tokens="class", which is one; '
+                'choose tokens="mean", or the variant MSDF'
+            )
         self.aggregate_pooling = aggregate_pooling
         self.aux_head = aux_head
         self.aux_gradient = aux_gradient
@@ -165,8 +200,11 @@ class S2SDEmbedder(Embedder):
         self.aux_heads = nn.ModuleList(AUX_HEADS[aux_head](in_features, size) for size in self.aux_sizes)
         self._frozen_heads = FrozenHeads(self.aux_heads)
 
-    def forward(self, features: torch.Tensor) -> S2SDEmbeddings | torch.Tensor:  # type: ignore[override]
-        check_features(features, self.in_features, maps_only=self.aggregate_pooling and self.training)
+    def forward(  # type: ignore[override]
+        self, features: Any, attention_mask: torch.Tensor | None = None
+    ) -> S2SDEmbeddings | torch.Tensor:
+        maps_only = self.aggregate_pooling and self.training
+        features = self.trunk_output.features(features, attention_mask, self.in_features, maps_only=maps_only)
         pooled = average_pool(features, dtype_for(self.head, features))
         z = self._embed(pooled if self.base_gradient else pooled.detach())
         if not self.training:
@@ -186,7 +224,7 @@ class S2SDEmbedder(Embedder):
         """
         with _CopyOfComputedTensors():
             head = copy.deepcopy(self.head)
-        return Embedder(self.in_features, self.embedding_size, head).eval()
+        return Embedder(self.in_features, self.embedding_size, head, field=self.field, tokens=self.tokens).eval()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, aux_sizes={self.aux_sizes}, aggregate_pooling={self.aggregate_pooling}"

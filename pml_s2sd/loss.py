@@ -53,8 +53,8 @@ class S2SDLoss(nn.Module):
 
         KL(D^z, D^t) = T² / B · Σ_rows KL( softmax(D^t / T) ‖ softmax(D^z / T) ),  no gradient into t
 
-    z are the base embeddings, a_i the m auxiliary ones, φ the features. D^x holds the similarities of the rows of x with
-    each other. With m = 0 the bracket is L(z) alone, and there is no second term. With ``base_gradient=False`` the base
+    z are the base embeddings, a_i the m auxiliary ones, φ the features. D^x holds the similarities of the rows of x
+    with each other. With m = 0 the bracket is L(z) alone, and there is no second term. With ``base_gradient=False`` the base
     head does not change the features, so L(z) and the L(a_i) train nothing in common. The ½ is then left out, and the
     trunk is trained as by the objective alone at the larger size.
 
@@ -65,8 +65,8 @@ class S2SDLoss(nn.Module):
     processes have to call it.
 
     On several processes (torch.distributed) the distillation is computed on the samples of all. So is an objective in
-    PML's `DistributedLossWrapper`. In training mode all processes have to call the loss. DistributedDataParallel averages
-    their gradients; the average equals the gradient of one process on the whole batch. The value is this process's
+    PML's `DistributedLossWrapper`. In training mode all processes have to call the loss. DistributedDataParallel
+    averages their gradients; the average equals the gradient of one process on the whole batch. The value is this process's
     part: the average of the parts is the value on the whole batch.
 
     Args:
@@ -83,7 +83,8 @@ class S2SDLoss(nn.Module):
         include_diagonal: whether a sample's similarity to itself counts in the softmax, or to its own copy among the
             references. True unless given, as in the paper, and False where ``base_gradient=False``.
         feature_weight: γ_F ≥ 0.
-        feature_delay: feature distillation starts after this many training calls.
+        feature_delay: feature distillation starts after this many training calls of the loss. Where a step of the
+            optimizer takes the gradients of k batches, that is k calls a step.
         distance: gives D; a PML distance. Where small means similar (`LpDistance`, `SNRDistance`),
             its negative is the similarity.
         process_group: the processes whose batches make up the global batch. Needed where there is more than data

@@ -15,10 +15,12 @@ from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 from tqdm import tqdm
 
 from ._argument_checks import check_int
-from ._features import average_pool, dtype_for, max_pool
+from ._features import average_pool, max_pool, smallest_maps
 from ._kept_features import InFolder, InMemory, Part
 from ._modes import in_eval_mode, whole_state
+from ._trunk_input import Inputs, call, device_of, inputs_and_labels, mask_of, placed, tensors
 from .distributed import Gathering, Processes
+from .embedder import Embedder
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -59,12 +61,13 @@ def collect_features(
     trunk: nn.Module,
     loader: DataLoader,
     *,
+    embedder: Embedder | None = None,
     views: int = 1,
     turned: bool = False,
-    keep_maximum: bool = False,
+    keep_maximum: bool | None = None,
     rows: int | None = None,
     path: str | Path | None = None,
-    read: Callable[[Any], tuple[torch.Tensor, torch.Tensor]] | None = None,
+    read: Callable[[Any], tuple[Inputs, torch.Tensor]] | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     process_group: ProcessGroup | DeviceMesh | None = None,
@@ -76,20 +79,26 @@ def collect_features(
 
     Args:
         trunk: from images to features (B, F) or feature maps (B, F, H, W), which are pooled. It stays as it was.
-        loader: of the training set; batches of images and labels. Some four views of each image are worth having.
+        loader: of the training set; batches of images and labels, or dicts that hold "labels". Some four views of each
+            image are worth having.
+        embedder: the one that will be consolidated: what the trunk returns is read as it does, with its `field` and
+            `tokens`, and keep_maximum is its aggregate_pooling. None: features or feature maps alone are read.
         views: passes over the loader.
         turned: in the first pass each image is also taken turned by 90, 180 and 270 degrees, and with its colour
             channels exchanged in two ways, each way a class of its own: classes that the trunk was not trained on keep
             the map from overfitting the training classes. Six times the work of one pass. Needs square colour images.
         keep_maximum: feature maps (N, F, 1, 2) with the average and the maximum of the trunk's, which
-            aggregate_pooling (variant MSDFA) needs.
+            aggregate_pooling (variant MSDFA) needs; None: as the embedder, if any, needs it.
         rows: about how many rows of a large set to take, a sample drawn from it; None: all.
         path: a folder, made if need be, that keeps what there is so far: a run that was killed goes on there, after the
             last batch of a loader that does not shuffle, and otherwise after the last pass. It belongs to one trunk as
             it is now, one data set and one batch size; another is refused. The features are then memory-mapped. On
             several processes each keeps its own part, and what is returned is in memory.
-        read: from a batch to its images (B, C, H, W) and labels (B,); by default the first two of it.
-        device: where the trunk is, and images are sent; that of its parameters unless given.
+        read: from a batch to the trunk's input and labels (B,), integers. The input is a tensor, such as of images
+            (B, C, H, W); a dict, which is passed as keywords, and "attention_mask" of them to the embedder too; or a
+            tuple, passed as arguments one by one. By default the first two of a batch; of a dict all but "labels", and
+            these.
+        device: where the trunk is, and its input is sent; that of its parameters unless given.
         seed: decides about the sample.
         process_group: as in `S2SDLoss`.
 
@@ -112,10 +121,18 @@ def collect_features(
     check_int("views", views, at_least=1)
     if rows is not None:
         check_int("rows", rows, at_least=2)
-    if device is None:
-        device = next((p.device for p in trunk.parameters()), torch.device("cpu"))
+    embedder = _checked_embedder(embedder)
+    if keep_maximum is None:
+        keep_maximum = getattr(embedder, "aggregate_pooling", False)
     processes = Processes(process_group)
-    work = _Work(trunk, turned, keep_maximum, read or _first_two, torch.device(device))
+    work = _Work(
+        trunk,
+        embedder,
+        turned,
+        keep_maximum,
+        read or inputs_and_labels,
+        device_of(trunk) if device is None else torch.device(device),
+    )
     of_each = views + (TURNS if turned else 0)
     share = 1.0 if rows is None else rows / (_samples(loader, processes) * of_each)
     store: InMemory | InFolder = InMemory()
@@ -128,6 +145,8 @@ def collect_features(
             "seed": seed,
         }
         made_with |= {"trunk": _fingerprint(trunk), **_describe(loader, processes)}
+        if embedder is not None and (embedder.field, embedder.tokens) != (None, None):
+            made_with |= {"field": embedder.field, "tokens": embedder.tokens}
         store = InFolder(_own(Path(path), processes), made_with)
     with torch.no_grad(), in_eval_mode(trunk), store:
         _fill(store, work, loader, views, share, seed)
@@ -149,34 +168,36 @@ class _Work(NamedTuple):
     """What is done with a batch."""
 
     trunk: nn.Module
+    embedder: Embedder | None
     turned: bool
     keep_maximum: bool
-    read: Callable[[Any], tuple[torch.Tensor, torch.Tensor]]
+    read: Callable[[Any], tuple[Inputs, torch.Tensor]]
     device: torch.device
 
     def of(self, batch: Any, first_pass: bool, share: float, draw: torch.Generator) -> Iterator[Part]:
         """Features, labels and ways, on the CPU, of the samples drawn, and of their turned copies."""
-        images, labels = self.read(batch)
-        _check_batch(images, labels, self.turned)
-        drawn = torch.rand(len(images), generator=draw) < share
-        images = images[drawn.to(images.device)].to(self.device)
-        if images.is_floating_point():
-            images = images.to(dtype_for(self.trunk, images) or images.dtype)
+        inputs, labels = self.read(batch)
+        _check_batch(inputs, labels, self.turned, share)
+        drawn = torch.rand(labels.numel(), generator=draw) < share
+        if not drawn.any():
+            return
+        inputs = placed(inputs, self.trunk, self.device, None if drawn.all() else drawn)
         labels = labels.detach().cpu().long().flatten()[drawn]
-        if len(images):
-            yield Part(self._pooled(images), labels, torch.zeros_like(labels))
-            for way in range(TURNS if self.turned and first_pass else 0):
-                yield Part(self._pooled(turn(images, way)), labels, torch.full_like(labels, way + 1))
+        yield Part(self._pooled(inputs, len(labels)), labels, torch.zeros_like(labels))
+        for way in range(TURNS if self.turned and first_pass else 0):
+            yield Part(self._pooled(turn(inputs, way), len(labels)), labels, torch.full_like(labels, way + 1))
 
-    def _pooled(self, images: torch.Tensor) -> torch.Tensor:
-        maps = self.trunk(images)
-        _check_output(maps, len(images), self.keep_maximum)
+    def _pooled(self, inputs: Any, samples: int) -> torch.Tensor:
+        maps = call(self.trunk, inputs)
+        if self.embedder is not None:
+            reading, F = self.embedder.trunk_output, self.embedder.in_features
+            maps = reading.features(maps, mask_of(inputs), F, maps_only=self.keep_maximum)
+        _check_output(maps, samples, self.keep_maximum)
         maps = maps if maps.dtype == torch.float64 else maps.float()
         average = average_pool(maps)
         if not self.keep_maximum:
             return average.to("cpu", copy=True)  # what the trunk gave may be a part of more, or a buffer
-        largest = max_pool(maps)
-        return torch.stack([largest, 2 * average - largest], dim=2)[:, :, None].cpu()
+        return smallest_maps(average, max_pool(maps)).cpu()
 
 
 def _fill(store: InMemory | InFolder, work: _Work, loader: DataLoader, views: int, share: float, seed: int) -> None:
@@ -208,27 +229,38 @@ def _mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def _first_two(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    if not isinstance(batch, list | tuple) or len(batch) < 2:
-        raise TypeError(
-            f"a batch of the loader must be images and labels, got {type(batch).__name__}; say how to read it: "
-            'collect_features(…, read=lambda batch: (batch["image"], batch["label"]))'
-        )
-    return batch[0], batch[1]
+def _checked_embedder(embedder: Any) -> Embedder | None:
+    embedder = getattr(embedder, "_orig_mod", embedder)  # of torch.compile
+    if embedder is None or isinstance(embedder, Embedder):
+        return embedder
+    raise TypeError(
+        f"embedder must be the S2SDEmbedder that was trained, got {type(embedder).__name__}; pass the embedder itself, "
+        "such as model[1] or model.module[1]"
+    )
 
 
-def _check_batch(images: Any, labels: Any, turned: bool) -> None:
-    if not isinstance(images, torch.Tensor) or not isinstance(labels, torch.Tensor):
+def _check_batch(inputs: Any, labels: Any, turned: bool, share: float) -> None:
+    given = list(tensors(inputs))
+    if not given or not isinstance(labels, torch.Tensor):
         raise TypeError(
-            f"images and labels of a batch must be tensors, got {type(images).__name__} and {type(labels).__name__}"
+            f"images and labels of a batch must be tensors, got {type(inputs).__name__} and {type(labels).__name__}"
         )
-    if labels.is_floating_point() or labels.numel() != len(images):
+    samples = len(inputs) if isinstance(inputs, torch.Tensor) else labels.numel()
+    if labels.is_floating_point() or labels.numel() != samples:
         raise ValueError(
-            f"labels of a batch must be integers of shape ({len(images)},), one an image, got {labels.dtype} of shape "
+            f"labels of a batch must be integers of shape ({samples},), one an image, got {labels.dtype} of shape "
             f"{tuple(labels.shape)}"
         )
-    if turned and (images.dim() != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]):
-        raise ValueError(f"turned needs square colour images (B, 3, H, H), got shape {tuple(images.shape)}")
+    if share < 1 and any(x.shape[:1] != (samples,) for x in given):
+        shapes = ", ".join(str(tuple(x.shape)) for x in given)
+        raise ValueError(
+            f"rows draws samples, and needs a row of each in every tensor of a batch, ({samples}, …); got shapes "
+            f"{shapes}; leave rows out"
+        )
+    if turned and not isinstance(inputs, torch.Tensor):
+        raise TypeError(f"turned needs a tensor of images, got {type(inputs).__name__}; leave it out")
+    if turned and (inputs.dim() != 4 or inputs.shape[1] != 3 or inputs.shape[2] != inputs.shape[3]):
+        raise ValueError(f"turned needs square colour images (B, 3, H, H), got shape {tuple(inputs.shape)}")
 
 
 def _check_output(maps: Any, samples: int, keep_maximum: bool) -> None:
@@ -236,7 +268,7 @@ def _check_output(maps: Any, samples: int, keep_maximum: bool) -> None:
         shape = f" of shape {tuple(maps.shape)}" if isinstance(maps, torch.Tensor) else ""
         raise TypeError(
             f"the trunk must return features ({samples}, F) or feature maps ({samples}, F, H, W), got "
-            f"{type(maps).__name__}{shape}; wrap it in a module that does"
+            f"{type(maps).__name__}{shape}; give embedder=, made with the field or tokens that are meant"
         )
     if keep_maximum and maps.dim() != 4:
         raise ValueError(f"keep_maximum needs a trunk that returns feature maps, got shape {tuple(maps.shape)}")

@@ -9,6 +9,7 @@ from pytorch_metric_learning.distances import BaseDistance
 from torch import nn
 
 from ._argument_checks import check_choice, check_int
+from ._trunk_output import Field, Tokens
 from .embedder import S2SDEmbedder
 from .loss import S2SDLoss
 from .objectives import ObjectiveOrFactory
@@ -46,6 +47,8 @@ def s2sd(
     aux_head: Literal["mlp", "linear"] | None = None,
     aux_gradient: bool = True,
     base_gradient: bool | None = None,
+    field: Field | None = None,
+    tokens: Tokens | None = None,
     aux_loss: ObjectiveOrFactory | None = None,
     miner: nn.Module | None = None,
     distill_weight: float | None = None,
@@ -72,12 +75,12 @@ def s2sd(
 
     Args:
         loss: any PML objective made for `embedding_size`, or a callable ``embedding_size -> objective``.
-        in_features: F, the number of features (channels) of the trunk.
+        in_features: F, the number of features (channels) of the trunk; `count_features` finds it.
         embedding_size: d, the size of the embeddings that are kept.
         variant: the paper's name, in any case; None: the setting that we recommend.
         aux_sizes: by default one of 1024, or of 4 d where that is more; the paper's 2048 (DSD) or 512, 1024, 1536 and
             2048.
-        head, aux_head, aux_gradient, base_gradient: as `S2SDEmbedder` has them.
+        head, aux_head, aux_gradient, base_gradient, field, tokens: as `S2SDEmbedder` has them.
         distill_weight, temperature, include_diagonal, feature_weight: as `S2SDLoss` has them; by default as above, γ_F
             the paper's 50 in MSDF and MSDFA.
         aux_loss, miner, feature_delay, distance, process_group: as `S2SDLoss` has them.
@@ -127,6 +130,8 @@ def s2sd(
         aux_head=aux_head or ("linear" if name is None else "mlp"),
         aux_gradient=aux_gradient,
         base_gradient=base_gradient,
+        field=field,
+        tokens=tokens,
     )
     loss_func = S2SDLoss(
         loss,

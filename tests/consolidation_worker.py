@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from test_training_features import Images, Trunk
+from test_trunk_input import Language, Texts, embedder_of
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -35,7 +36,11 @@ def main(mode: str, rank: int, folder: Path) -> None:
         init_device_mesh("cpu", (2,))
         fully_shard(embedder)
         weight = consolidate(embedder, features, labels, **OPTIONS).head.weight
-    torch.save({"weight": weight.detach(), "expected": expected, "labels": labels}, folder / f"{rank}.pt")
+    texts = Texts()
+    loader = DataLoader(texts, batch_size=5, sampler=DistributedSampler(texts, shuffle=False))
+    of_texts = collect_features(Language(), loader, embedder=embedder_of(), path=folder / "texts")
+    found = {"weight": weight.detach(), "expected": expected, "labels": labels, "texts": tuple(of_texts)}
+    torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 

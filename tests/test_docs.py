@@ -10,7 +10,9 @@ import pytest
 import torch
 from images import EmojiDataset
 from PIL import Image
+from pytorch_metric_learning import losses
 
+from pml_s2sd import s2sd
 from pml_s2sd.embedder import Embedder
 from pml_s2sd.evaluation import RetrievalAccuracyCalculator
 from pml_s2sd.evaluation._exported_model import load_exported_model
@@ -26,7 +28,7 @@ def blocks(page):
 
 
 RUN_BELOW = {"evaluation.md", "training.md", "consolidation.md", "settings.md", "deployment.md", "start.md"}
-RUN_ELSEWHERE = {"compress.md": "test_compress.py"}
+RUN_ELSEWHERE = {"compress.md": "test_compress.py", "stacks.md": "test_stacks_trunks.py"}
 """Pages with python blocks, and the tests that run them."""
 
 
@@ -136,6 +138,18 @@ def test_start(tmp_path, monkeypatch, capsys):
     assert index.ntotal == len(seen) + len(unseen)
     assert [names["everything"].files[row] for row in rows[:, 0]] == unseen.files[:3]
     assert np.allclose(similarities, 1, atol=1e-3)
+
+
+def test_sizes_of_your_stack():
+    rows = re.findall(
+        r"^\| ([\d,]+) \(.*?\) \| (\d+) \| ([\d,]+) \| ([\d,]+) \|$", (DOCS / "stacks.md").read_text(), re.M
+    )
+    assert len(rows) == 4
+    for row in rows:
+        features, size, space, parameters = (int(number.replace(",", "")) for number in row)
+        embedder, _ = s2sd(losses.ContrastiveLoss(), features, size)
+        assert embedder.aux_sizes == (space,)
+        assert sum(p.numel() for p in embedder.aux_heads.parameters()) == parameters
 
 
 def test_every_metric_is_explained():

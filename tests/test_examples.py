@@ -10,7 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from images import EMOJI_FOLDER, EmojiDataset, ImageFolderDataset, make_augmentation, read_sheet, split_classes
+from images import (
+    EMOJI_FOLDER,
+    EMOJI_SIDE,
+    EmojiDataset,
+    ImageFolderDataset,
+    make_augmentation,
+    read_sheet,
+    split_classes,
+)
 from measures import evaluate
 from models import build
 from network import SmallResNet
@@ -71,7 +79,7 @@ def test_a_sheet_that_is_cut_short_is_named(tmp_path):
     sheet = tmp_path / "noto.webp"
     sheet.write_bytes((EMOJI_FOLDER / "noto.webp").read_bytes()[:20_000])
     with pytest.raises(ValueError, match=r"cannot read the sheet of drawings .*noto.webp .*git checkout"):
-        read_sheet(sheet)
+        read_sheet(sheet, EMOJI_SIDE, "git checkout")
 
 
 def test_the_split_depends_on_the_names_alone():

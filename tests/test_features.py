@@ -35,45 +35,61 @@ OUTPUTS = {
     "tokens": (
         TOKENS,
         "got shape (4, 10, 32)",
-        {"features[:, 0]": TOKENS[:, 0], "features.mean(dim=1)": TOKENS.mean(1)},
+        {'s2sd(…, tokens="class")': TOKENS[:, 0], 's2sd(…, tokens="mean")': TOKENS.mean(1)},
     ),
-    "sequence": (TOKENS.mT, "got shape (4, 32, 10)", {"features.flatten(2).mean(dim=2)": TOKENS.mean(1)}),
-    "channels last": (MAPS.permute(0, 2, 3, 1), "got shape (4, 7, 7, 32)", {"features.movedim(-1, 1)": MAPS}),
+    "sequence": (TOKENS.mT, "got shape (4, 32, 10)", {"embedder(features.flatten(2).mean(dim=2))": TOKENS.mean(1)}),
     "video": (
         torch.stack([MAPS, MAPS], dim=2),
         "got shape (4, 32, 2, 7, 7)",
-        {"features.flatten(2).mean(dim=2)": MAPS.mean((2, 3))},
+        {"embedder(features.flatten(2).mean(dim=2))": MAPS.mean((2, 3))},
     ),
-    "one sample": (POOLED[0], "got shape (32,)", {"features[None]": POOLED[:1]}),
-    "one sample's maps": (MAPS[0], "got shape (32, 7, 7)", {"features[None]": MAPS[:1]}),
+    "video, channels last": (
+        torch.stack([MAPS, MAPS], dim=2).movedim(1, -1),
+        "got shape (4, 2, 7, 7, 32)",
+        {"embedder(features.movedim(-1, 1).flatten(2).unsqueeze(3))": MAPS.mean((2, 3))},
+    ),
+    "one sample": (POOLED[0], "got shape (32,)", {"embedder(features[None])": POOLED[:1]}),
+    "one sample's maps": (MAPS[0], "got shape (32, 7, 7)", {"embedder(features[None])": MAPS[:1].mean((2, 3))}),
     "model output": (
         ModelOutput(last_hidden_state=TOKENS, pooler_output=POOLED, hidden_states=(TOKENS,)),
         "got ModelOutput of .last_hidden_state (4, 10, 32), .pooler_output (4, 32), .hidden_states tuple",
         {
-            "features.last_hidden_state[:, 0]": TOKENS[:, 0],
-            "features.last_hidden_state.mean(dim=1)": TOKENS.mean(1),
-            "features.pooler_output": POOLED,
+            's2sd(…, field="last_hidden_state", tokens="class")': TOKENS[:, 0],
+            's2sd(…, field="last_hidden_state", tokens="mean")': TOKENS.mean(1),
+            's2sd(…, field="pooler_output")': POOLED,
         },
     ),
     "dict": (
         {"layer3": torch.randn(4, 16, 14, 14), "layer4": MAPS},
         "got dict of ['layer3'] (4, 16, 14, 14), ['layer4'] (4, 32, 7, 7)",
-        {"features['layer4']": MAPS},
+        {'s2sd(…, field="layer4")': MAPS.mean((2, 3))},
     ),
-    "tuple": ((None, POOLED), "got tuple of [0] NoneType, [1] (4, 32)", {"features[1]": POOLED}),
+    "tuple": ((None, POOLED), "got tuple of [0] NoneType, [1] (4, 32)", {"s2sd(…, field=1)": POOLED}),
     "list of many": (
         [torch.randn(4, 16, 9, 9)] * 9 + [MAPS],
         "got list of [6] (4, 16, 9, 9), [7] (4, 16, 9, 9), [8] (4, 16, 9, 9), [9] (4, 32, 7, 7)",
-        {"features[9]": MAPS},
+        {"s2sd(…, field=9)": MAPS.mean((2, 3))},
     ),
     "named tuple": (
         Inception(POOLED, None),
         "got Inception of .logits (4, 32), .aux_logits NoneType",
-        {"features.logits": POOLED},
+        {'s2sd(…, field="logits")': POOLED},
     ),
-    "dataclass": (Pyramid(MAPS, [7]), "got Pyramid of .deep (4, 32, 7, 7), .sizes list", {"features.deep": MAPS}),
-    "array": (POOLED.numpy(), "got ndarray", {"torch.as_tensor(features)": POOLED}),
+    "dataclass": (
+        Pyramid(MAPS, [7]),
+        "got Pyramid of .deep (4, 32, 7, 7), .sizes list",
+        {'s2sd(…, field="deep")': MAPS.mean((2, 3))},
+    ),
+    "array": (POOLED.numpy(), "got ndarray", {"embedder(torch.as_tensor(features))": POOLED}),
 }
+
+
+def followed(way, features, **options):
+    """What an embedder makes of a trunk's output where its error has been heeded."""
+    if way.startswith("s2sd(…, "):
+        return S2SDEmbedder(C, 4, (6,), **options, **eval(way.replace("s2sd(…, ", "dict(")))(features)
+    embedder = S2SDEmbedder(C, 4, (6,), **options)
+    return eval(way, {"features": features, "torch": torch, "embedder": embedder})
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -85,30 +101,27 @@ def test_another_output_of_a_trunk_is_named_with_what_to_write(name, training):
         embedder(features)
     text = str(raised.value)
     assert text.startswith("expected features of shape (B, 32) or feature maps of shape (B, 32, H, W), " + words)
-    assert text.count("embedder(") == len(ways)
+    assert text.count("embedder(") + text.count("s2sd(") == len(ways)
     for way, meant in ways.items():
-        assert f"embedder({way})" in text
-        taken = eval(way, {"features": features, "torch": torch})
-        torch.testing.assert_close(taken, meant)
-        embedder(taken)
+        assert way in text
+        torch.testing.assert_close(followed(way, features).features, meant)
 
 
 @pytest.mark.parametrize(
     ("features", "way", "meant"),
     [
-        (TOKENS, "features.mT.unsqueeze(3)", TOKENS),
-        (TOKENS.mT, "features.flatten(2).unsqueeze(3)", TOKENS),
-        (MAPS.movedim(1, -1), "features.movedim(-1, 1)", MAPS.flatten(2).mT),
-        ([POOLED, MAPS], "features[1]", MAPS.flatten(2).mT),
+        (TOKENS, 's2sd(…, tokens="mean")', TOKENS),
+        (TOKENS.mT, "embedder(features.flatten(2).unsqueeze(3))", TOKENS),
+        ([POOLED, MAPS], "s2sd(…, field=1)", MAPS.flatten(2).mT),
     ],
 )
 def test_aggregate_pooling_is_offered_maps_alone(features, way, meant):
     embedder = S2SDEmbedder(C, 4, (6,), aggregate_pooling=True)
     with pytest.raises((TypeError, ValueError), match="expected feature maps") as raised:
         embedder(features)
-    assert str(raised.value).endswith(f"write embedder({way})" + str(raised.value).partition(f"embedder({way})")[2])
-    assert str(raised.value).count("embedder(") == 1
-    batch = embedder(eval(way))
+    assert f"; write {way}" in str(raised.value)
+    assert str(raised.value).count("embedder(") + str(raised.value).count("s2sd(") == 1
+    batch = followed(way, features, aggregate_pooling=True)
     torch.testing.assert_close(batch.features, meant.mean(1) + meant.max(1).values)
 
 
@@ -129,7 +142,7 @@ def test_aggregate_pooling_is_offered_maps_alone(features, way, meant):
 def test_no_way_is_made_up(features, words):
     with pytest.raises((TypeError, ValueError), match=words) as raised:
         S2SDEmbedder(C, 4, (6,))(features)
-    assert "embedder(features" not in str(raised.value)
+    assert "embedder(features" not in str(raised.value) and "s2sd(" not in str(raised.value)
 
 
 def exactly(features, linear):

@@ -17,17 +17,21 @@ from matplotlib.figure import Figure
 from run_folders import record_of, write_run
 
 from pml_s2sd.report.__main__ import main
+from pml_s2sd.report.columns import FIGURES
 from pml_s2sd.report.page import write_report
 from pml_s2sd.report.pictures import save_png
-from pml_s2sd.report.run_folder import PERCENTAGES, PROPERTIES
+from pml_s2sd.report.run_folder import COSTS, PERCENTAGES, PROPERTIES
 
 
 class Page(HTMLParser):
-    """Tables by name, as lists of rows {column: (value sorted by, text)}; every tag and its attributes."""
+    """Tables by name, as lists of rows {column: (value sorted by, text)}; every tag and its attributes.
+
+    `meanings` is what the heads say under their names.
+    """
 
     def __init__(self, path):
         super().__init__()
-        self.tables, self.tags, self.text, self._cell = {}, [], "", None
+        self.tables, self.meanings, self.tags, self.text, self._cell = {}, {}, [], "", None
         self.source = path.read_text(encoding="utf-8")
         self.feed(self.source)
 
@@ -41,12 +45,15 @@ class Page(HTMLParser):
             self._row = {}
         elif tag in ("td", "th"):
             self._cell = [attributes.get("data-value"), ""]
+        elif tag == "small" and self._cell[0] is None:
+            self._cell.append("")
 
     def handle_endtag(self, tag):
         if tag in ("td", "th"):
-            value, text = self._cell
+            value, text, *meaning = self._cell
             if value is None:
                 self.header.append(text)
+                self.meanings[text] = "".join(meaning)
             else:
                 self._row[self.header[len(self._row)]] = (value, text)
             self._cell = None
@@ -56,7 +63,7 @@ class Page(HTMLParser):
     def handle_data(self, data):
         self.text += data
         if self._cell is not None:
-            self._cell[1] += data
+            self._cell[-1] += data
 
     def pictures(self):
         return [attributes for tag, attributes in self.tags if tag == "img"]
@@ -79,7 +86,7 @@ def test_the_numbers_are_those_of_metrics_json(tmp_path):
         assert row["d"][1] == "32"
         assert row["epochs"][1] == "3"
     assert "Means over runs" not in page.tables
-    assert "Recall@1, msdfa; +5.0 on the baseline" in page.text
+    assert re.search(r"45\.0Recall@1, msdfa\s", page.text)
     assert "3,390 images of 613 classes" in page.text
     made = {row["setting"][1]: row["demo"][1] for row in page.tables["How it was made"]}
     assert made["aux_sizes"] == "64, 128"
@@ -96,7 +103,7 @@ def test_a_consolidated_model_has_its_seconds_and_what_it_was_before(tmp_path):
     page = Page(write_report([folder]))
     baseline, msdfa = page.tables["Every model"]
     assert (baseline["consolidation s"][1], msdfa["consolidation s"]) == ("–", ("41.6", "42"))
-    assert "Recall@1, msdfa; +5.0 on the baseline; 43.2 before consolidation" in page.text
+    assert "Recall@1, msdfa; 43.2 before consolidation" in page.text
     assert page.text.count("before consolidation") == 1
     content["models"]["msdfa"]["precision_at_1_before_consolidation"] = "high"
     (folder / "metrics.json").write_text(json.dumps(content))
@@ -138,6 +145,67 @@ def test_seeds_have_means_and_paired_gains(tmp_path):
     assert float(means["gain of msdfa"]["Recall@1"][0]) == pytest.approx(statistics.mean(gain) / 100)
     assert means["msdfa"]["runs"][1] == "3"
     assert "Recall@1 on unseen classes against the embedding size" not in page.source
+
+
+def test_what_is_looked_for_stands_first_and_every_figure_is_explained(tmp_path):
+    page = Page(write_report([write_run(tmp_path, "demo")]))
+    columns = list(page.tables["Every model"][0])
+    assert columns[:6] == ["model", "Recall@1", "MAP@R", "parameters", "ms/image", "training s"]
+    assert {*PERCENTAGES.values(), *PROPERTIES.values(), "d", "seed", "epochs"} < set(columns)
+    assert [column for column in columns[1:] if not page.meanings[column]] == []
+    assert FIGURES.keys() == {*PERCENTAGES, *PROPERTIES, *COSTS}
+    assert page.meanings["Recall@1"] == "% of queries whose nearest is of their class"
+
+
+def test_a_gain_of_one_run_is_not_shown(tmp_path):
+    page = Page(write_report([write_run(tmp_path, "demo")]))
+    assert "A gain of one run has no interval and is not shown" in page.text
+    assert "on the baseline" not in page.text
+    assert not re.search(r"\+\d", page.text)
+
+
+def test_a_gain_of_several_runs_has_its_interval(tmp_path):
+    """Of 5, 2 and 3 points: mean 10/3, standard error √(7/3)/√3, and 4.302653, Student's t of 2 degrees of freedom."""
+    starts = {0: (0.40, 0.45), 1: (0.42, 0.44), 2: (0.47, 0.50)}
+    folders = [
+        write_run(tmp_path, f"s{seed}", {"baseline": record_of(a), "msdfa": record_of(b)}, seed=seed)
+        for seed, (a, b) in starts.items()
+    ]
+    alone = write_run(tmp_path, "once", {"baseline": record_of(0.3), "msdfa": record_of(0.4)}, objective="another")
+    page = Page(write_report(folders, tmp_path / "all.html"))
+    half = 4.302653 * math.sqrt(7 / 3) / math.sqrt(3)
+    interval = f"95 % interval {10 / 3 - half:+.1f} to {10 / 3 + half:+.1f}"
+    assert f"Recall@1, msdfa, 3 runs; +3.3 on the baseline, {interval}" in page.text
+    assert "A gain of one run" not in page.text
+    page = Page(write_report([*folders, alone], tmp_path / "all.html"))
+    assert "A gain of one run" in page.text
+    assert f"Recall@1, msdfa, objective=None, 3 runs; +3.3 on the baseline, {interval}" in page.text
+    assert "Recall@1, msdfa, objective=another" in page.text
+    gains = [row["model"][1] for row in page.tables["Means over runs"] if row["model"][1].startswith("gain")]
+    assert gains == ["gain of msdfa, objective=None"]
+
+
+def test_means_have_the_costs_and_a_dash_where_a_run_lacks_a_figure(tmp_path):
+    seconds = {0: 10.0, 1: 20.0}
+    folders = [
+        write_run(
+            tmp_path,
+            f"s{seed}",
+            {
+                "baseline": record_of(0.4),
+                "s2sd": record_of(0.5) | {"consolidation_seconds": s, "train_seconds": 61.2 + s},
+            },
+            seed=seed,
+        )
+        for seed, s in seconds.items()
+    ]
+    means = {
+        row["model"][1]: row for row in Page(write_report(folders, tmp_path / "all.html")).tables["Means over runs"]
+    }
+    assert [means["baseline"][c][1] for c in ("parameters", "training s", "consolidation s")] == ["306,544", "61", "–"]
+    assert [means["s2sd"][c][1] for c in ("training s", "consolidation s")] == ["76 ± 7", "15 ± 7"]
+    assert [means["gain of s2sd"][c][1] for c in ("parameters", "training s")] == ["+0", "+15 ± 7"]
+    assert means["gain of s2sd"]["consolidation s"] == ("", "–")
 
 
 def test_sizes_have_a_picture_and_what_differs_comes_first(tmp_path):
@@ -209,7 +277,7 @@ def test_figures_of_any_size_make_a_page(tmp_path, value):
     changed["epochs"][1]["epoch"] = value
     page = Page(write_report([write_run(tmp_path, "c", {"baseline": record_of(0.4), "msdfa": changed})]))
     assert page.tables["Every model"][1]["Recall@1"][1] == (shown or f"{100.0 * value:.1f}".replace("inf", "∞"))
-    assert shown is None or "–Recall@1, msdfa; – on the baseline" in page.text
+    assert shown is None or "–Recall@1, msdfa" in page.text
     assert len(page.pictures()) == 3
 
 
@@ -264,7 +332,7 @@ frame.onload = () => {
   seen.overflow = page.documentElement.scrollWidth - page.documentElement.clientWidth;
   const table = page.querySelector("table"), headers = [...table.tHead.rows[0].cells];
   seen.scrolls = table.parentElement.scrollWidth > table.parentElement.clientWidth;
-  const column = (name) => headers.findIndex((cell) => cell.textContent === name);
+  const column = (name) => headers.findIndex((cell) => cell.querySelector("button").textContent === name);
   const tap = (name) => {
     const button = headers[column(name)].querySelector("button");
     button.focus();
@@ -274,8 +342,29 @@ frame.onload = () => {
       button.getBoundingClientRect().height >= 44];
   };
   seen.taps = [tap("F1"), tap("F1"), tap("model"), tap("model"), tap("F1"), tap("d")];
+  const box = table.parentElement, hint = box.parentElement.previousElementSibling.querySelector("button");
+  const right = (element) => element.getBoundingClientRect().right;
+  const inSight = () => headers.filter((cell, i) => i > 0 && right(cell) <= right(box) + 1 &&
+    cell.getBoundingClientRect().left >= right(headers[0]) - 1).map((cell) => cell.querySelector("button").textContent);
+  const said = () => {
+    box.dispatchEvent(new Event("scroll"));
+    return [hint.textContent, headers.filter((cell) => right(cell) > right(box) + 1).length];
+  };
+  box.scrollLeft = 0;
+  seen.hints = [said()];
+  seen.reached = inSight();
+  for (let taps = 0; taps < 30 && seen.hints.at(-1)[1] > 0; taps++) {
+    hint.click();
+    seen.hints.push(said());
+    seen.reached.push(...inSight());
+  }
+  seen.columns = headers.slice(1).map((cell) => cell.querySelector("button").textContent);
+  hint.click();
+  seen.back = box.scrollLeft;
+  seen.folded = [...page.querySelectorAll("details")].at(-1).open === false;
   seen.images = [...page.images].every((image) => image.complete && image.naturalWidth > 0);
-  document.body.innerHTML = "<pre>" + btoa(JSON.stringify(seen)) + "</pre>";
+  const ascii = JSON.stringify(seen).replace(/[^\\x00-\\x7f]/g, (c) => "\\\\u" + c.charCodeAt(0).toString(16));
+  document.body.innerHTML = "<pre>" + btoa(ascii) + "</pre>";
 };
 frame.srcdoc = JSON.parse(document.getElementById("page").textContent);
 </script>"""
@@ -305,6 +394,13 @@ def test_in_a_browser_it_fits_the_screen_and_sorts(tmp_path, width):
     assert seen["overflow"] == 0
     assert seen["scrolls"]
     assert seen["images"]
+    assert seen["folded"]
+    for text, out_of_sight in seen["hints"][:-1]:
+        assert text == ("1 more column →" if out_of_sight == 1 else f"{out_of_sight} more columns →")
+    assert [out_of_sight > 0 for _, out_of_sight in seen["hints"]] == [True] * (len(seen["hints"]) - 1) + [False]
+    assert (seen["hints"][-1][0], seen["back"]) == ("← first columns", 0)
+    assert set(seen["reached"]) == set(seen["columns"])
+    assert seen["columns"][:5] == ["Recall@1", "MAP@R", "parameters", "ms/image", "training s"]
     rising = ["nine", "ten", "w" * 90, "hundred"]
     expected = [
         ([*reversed(rising), "none"], "descending"),

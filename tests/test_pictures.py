@@ -204,6 +204,4 @@ draw_spectra({"base": [[1.0]]})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
-        'ImportError: pictures are drawn with matplotlib; install it with pip install "pml-s2sd[examples]"'
-    )
+    assert done.stderr.splitlines()[-1] == ("ImportError: pictures are drawn with matplotlib: pip install matplotlib")

@@ -9,11 +9,13 @@ import pytest
 import torch
 from pytorch_metric_learning import losses
 from scipy import special, stats
-from study import compress_tables, cuts, recipe_tried, tables
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from study import compress_tables, cuts, epochs, recipe_tried, tables
 from study.compress_bits import map_for_signs
 from study.cuts import CUTS, ITSELF, SIZES, WITH_LABELS, WITH_TURNED, Trained
 from study.pretrained import VIEWS
-from study.questions import COMPARED, QUESTIONS, SEEDS, Training
+from study.questions import COMPARED, CONVERGED, QUESTIONS, SEEDS, Training
+from study.settings import SETTINGS
 from study.study import (
     BEGIN,
     COMPRESS_PAGE,
@@ -28,7 +30,7 @@ from study.study import (
 )
 from study.tables import Case, Found
 from study.training import OBJECTIVES, Matryoshka, on_device, retrieval
-from study.ways import RECIPES, WAYS
+from study.ways import RECIPES, TAUGHT, WAYS
 
 from pml_s2sd import compress
 from pml_s2sd.embedder import Embedder, S2SDEmbedder
@@ -56,7 +58,7 @@ def half(*differences):
 
 def test_every_way_and_cut_of_every_question_exists():
     wanted = [wanted for question in QUESTIONS.values() for wanted in question.wanted(SEEDS)]
-    assert {model.way for model, _ in wanted} | set(RECIPES) == set(WAYS)  # recipe_tried.py measures these
+    assert {model.way for model, _ in wanted} | set(RECIPES | TAUGHT) == set(WAYS)  # recipe_tried.py measures these
     assert {cut for _, cut in wanted} == set(CUTS)
     assert len({model.objective for model, _ in wanted}) == len(COMPARED) == 7
 
@@ -128,6 +130,27 @@ def test_matryoshka_is_the_sum_over_prefixes():
     torch.testing.assert_close(loss(z, labels), alone(z[:, :2], labels) + alone(z, labels))
 
 
+@pytest.mark.parametrize("cut", ["PCA", "PCA whitened", "LDA"])
+def test_axes_are_those_of_scikit_learn(cut):
+    setting = FewFeatures()
+    embedder = Embedder(max(SIZES), 64)
+    trained = Trained(torch.nn.Sequential(torch.nn.Identity(), embedder), setting, seed=0)
+    with torch.no_grad():
+        both = (setting.train.flatten(0, 1), setting.test)
+        x, test = (torch.nn.functional.normalize(embedder(y)).double().numpy() for y in both)
+    if cut == "LDA":
+        found = LinearDiscriminantAnalysis(solver="eigen", shrinkage=cuts.SHRINKAGE)
+        axes = found.fit(x, setting.train_labels.repeat(VIEWS).numpy()).transform(test)
+        assert axes.shape[1] == 9  # of ten classes
+    else:
+        _, deviations, axes = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
+        axes = (test - x.mean(axis=0)) @ axes.T / (deviations if cut == "PCA whitened" else 1)
+    figures = dict(CUTS[cut](trained))
+    for size in figures:
+        assert figures[size] == pytest.approx(retrieval(torch.from_numpy(axes[:, :size]).float(), setting.test_labels))
+    assert [*figures] == [size for size in SIZES if size <= axes.shape[1]]
+
+
 def test_supcon_is_ntxent_where_each_sample_has_one_positive():
     """Why the study leaves NTXent out: with two samples a class it would be measured twice."""
     torch.manual_seed(0)
@@ -169,7 +192,7 @@ def test_compress_is_counted_against_pca_and_against_training():
 class FewFeatures:
     """A setting: features of 20 samples to train on, in views and turned, and of 18 others."""
 
-    device = torch.device("cpu")
+    kind, device = SETTINGS["frozen"], torch.device("cpu")
     train_labels, test_labels = torch.arange(20) // 2, torch.arange(18) // 3
 
     def __init__(self):
@@ -231,9 +254,30 @@ def test_what_was_tried_for_the_recipe_is_a_line_a_way_with_the_means_of_its_see
         return {"training": "tuned 5", "objective": "arcface", "way": way, "seed": seed, "as trained": figures, **more}
 
     after = {"consolidated": {"precision_at_1": 60.0, "mean_average_precision_at_r": 40.0}}
-    text = recipe_tried.table([record(100, 50.0, **after), record(101, 52.0), record(100, 45.0, "baseline")])
+    records = [record(100, 50.0, **after), record(101, 52.0)]
+    records += [record(100, 45.0, "baseline"), record(100, 47.0, "baseline", size=64)]
+    text = recipe_tried.table(records)
     assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:]] == [
-        ["tuned 5", "arcface", "S2SD", "2", "51.0 / 25.5", "60.0 / 40.0"],
-        ["tuned 5", "arcface", "baseline", "1", "45.0 / 22.5", ""],
+        ["tuned 5", "arcface", "32", "S2SD", "2", "51.0 / 25.5", "60.0 / 40.0"],
+        ["tuned 5", "arcface", "32", "baseline", "1", "45.0 / 22.5", ""],
+        ["tuned 5", "arcface", "64", "baseline", "1", "47.0 / 23.5", ""],
     ]
-    assert {json.loads(line)["way"] for line in recipe_tried.RESULTS.read_text().splitlines()} <= RECIPES.keys()
+    assert {json.loads(line)["way"] for line in recipe_tried.RESULTS.read_text().splitlines()} <= (
+        RECIPES | TAUGHT
+    ).keys()
+
+
+def test_epochs_are_those_that_were_best_on_held_out_classes():
+    def record(epochs, value, seed=100, way="baseline", objective="multisimilarity"):
+        state = "consolidated" if way == "S2SD" else "as trained"
+        figures = {state: {"mean_average_precision_at_r": value}}
+        return {"training": f"tuned {epochs}", "objective": objective, "way": way, "seed": seed, **figures}
+
+    records = [record(5, 20.0), record(15, 24.0), record(30, 22.0), record(30, 99.0, seed=101)]  # 101 has no others
+    records += [record(e, 50.0 - e, way="S2SD") for e in (5, 15, 30)] + [record(30, 99.0, objective="margin")]
+    assert epochs.held_out(records)["tuned", "baseline", 32] == {5: 20.0, 15: 24.0, 30: 22.0}
+    assert epochs.best(records) == {"tuned": {("baseline", 32): 15, ("S2SD", 32): 5}}
+    found = epochs.best(epochs.tried())
+    for setting, by_size in CONVERGED.items():
+        of = {32: found[setting]["baseline", 32], 64: found[setting]["baseline", 64], 1024: found[setting]["S2SD", 32]}
+        assert by_size == of

@@ -282,6 +282,8 @@ def test_a_trunk_that_returns_something_else():
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
 def test_two_processes_consolidate_as_one(tmp_path, mode):
+    from test_trunk_input import Language, Texts, embedder_of  # which has its trunk and loaders from here
+
     processes = [
         subprocess.Popen(
             [sys.executable, str(WORKER), mode, str(rank), str(tmp_path)],
@@ -296,6 +298,11 @@ def test_two_processes_consolidate_as_one(tmp_path, mode):
     assert torch.equal(one["weight"], two["weight"])
     assert sorted(one["labels"].tolist()) == sorted(Images(24).labels.tolist())
     torch.testing.assert_close(one["weight"], one["expected"], rtol=1e-4, atol=1e-5)
+    of_one_process = collect_features(Language(), DataLoader(Texts(), batch_size=5), embedder=embedder_of())
+    rows = [*range(0, 24, 2), *range(1, 24, 2)]  # of the first process, then of the second
+    for features, labels in (one["texts"], two["texts"]):
+        torch.testing.assert_close(features, of_one_process.features[rows])
+        assert torch.equal(labels, of_one_process.labels[rows])
 
 
 def test_a_folder_belongs_to_one_trunk_one_data_set_and_one_batch_size(tmp_path):

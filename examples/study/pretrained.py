@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from checkpoints import save_whole
 from groceries import GroceriesDataset
-from images import EmojiDataset, make_augmentation
+from icons import IconsDataset
+from images import DrawingsDataset, EmojiDataset, make_augmentation
 from kornia.augmentation import RandomHorizontalFlip
 from pretrained import FEATURES as FEATURES
 from pretrained import Front, LastBlocks
@@ -33,11 +35,15 @@ class Pictures(NamedTuple):
         load: whether to train -> a data set with images (N, 3, H, W), uint8, and labels (N,).
         side: the front sees side × side pixels.
         augment: changes a batch in [0, 1].
+        turns: ways to `turn` an image that show something else: all, or, of grey images, the first three.
+        activations: whether they are kept, or their pooled features alone.
     """
 
-    load: Callable[[bool], EmojiDataset | GroceriesDataset]
+    load: Callable[[bool], DrawingsDataset | GroceriesDataset]
     side: int
     augment: Batch
+    turns: int = TURNS
+    activations: bool = True
 
 
 def emoji() -> Pictures:
@@ -51,13 +57,19 @@ def photographs(folder: Path) -> Pictures:
     return Pictures(lambda train: GroceriesDataset(folder, train, side), side, flipped)
 
 
+def icons(folder: Path) -> Pictures:
+    """Enlarged to 96 pixels, which tells them better apart than their own 64. Of so many, features alone are kept."""
+    load = partial(IconsDataset, folder=folder)
+    return Pictures(load, side=96, augment=make_augmentation(), turns=3, activations=False)
+
+
 def activations(cache: Path, pictures: Callable[[], Pictures], device: torch.device | str = "cpu") -> dict[str, Any]:
     """What the file `cache` holds: made of the pictures where it is not there yet.
 
-    float16 activations of all images and their pooled features: train (VIEWS, N, …), turned (TURNS, N, …), test (N, …),
-    each with `_features`; train_labels and test_labels (N,).
+    Pooled features of all images: train_features (VIEWS, N, F), turned_features (turns, N, F), test_features (N, F);
+    float16 activations, where they are kept, without `_features`; train_labels and test_labels (N,).
     """
-    if cache.exists() and "turned" in (made := torch.load(cache)):
+    if cache.exists() and "turned_features" in (made := torch.load(cache)):
         return made
     made = _made(pictures(), device)
     cache.parent.mkdir(parents=True, exist_ok=True)
@@ -71,18 +83,25 @@ def _made(pictures: Pictures, device: torch.device | str) -> dict[str, torch.Ten
     train, test = pictures.load(True), pictures.load(False)
     torch.manual_seed(0)
 
-    def run(images: torch.Tensor, change: Batch = lambda batch: batch) -> torch.Tensor:
-        batches = tqdm(images.split(128), desc="activations", unit="batch")
-        parts = (part for batch in batches for part in change(batch.float() / 255).split(FEW))
-        return torch.cat([front(part.to(device)).half().cpu() for part in parts])
+    def run(images: torch.Tensor, change: Batch) -> tuple[torch.Tensor, ...]:
+        """Pooled features and, where they are kept, activations."""
+        made = []
+        for batch in tqdm(images.split(128), desc="activations", unit="batch"):
+            parts = change(batch.float() / 255).split(FEW)
+            x = torch.cat([front(part.to(device)).half() for part in parts])
+            features = last(x.float()).mean((2, 3)).cpu()
+            made.append((features, x.cpu()) if pictures.activations else (features,))
+        return tuple(torch.cat(batches) for batches in zip(*made, strict=True))
 
-    def pooled(x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([last(batch.to(device).float()).mean((2, 3)).cpu() for batch in x.split(256)])
+    def run_all(name: str, images: torch.Tensor, changes: Iterable[Batch]) -> dict[str, torch.Tensor]:
+        views = zip(*(run(images, change) for change in changes), strict=True)
+        return {name: torch.stack(view) for name, view in zip((f"{name}_features", name), views, strict=False)}
 
-    views = [run(train.images), *(run(train.images, pictures.augment) for _ in range(VIEWS - 1))]
-    turned = [run(train.images, lambda x, way=way: turn(x, way)) for way in range(TURNS)]
-    made = {"train": torch.stack(views), "turned": torch.stack(turned), "test": run(test.images)}
-    made["train_features"] = torch.stack([pooled(view) for view in views])
-    made["turned_features"] = torch.stack([pooled(way) for way in turned])
-    made["test_features"] = pooled(made["test"])
+    made = run_all("train", train.images, [_as_it_is, *[pictures.augment] * (VIEWS - 1)])
+    made |= run_all("turned", train.images, [partial(turn, way=way) for way in range(pictures.turns)])
+    made |= {name: x[0] for name, x in run_all("test", test.images, [_as_it_is]).items()}
     return made | {"train_labels": train.labels, "test_labels": test.labels}
+
+
+def _as_it_is(batch: torch.Tensor) -> torch.Tensor:
+    return batch

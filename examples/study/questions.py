@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from study.cuts import COMPRESSED, CONSOLIDATED, ITSELF, WITH_LABELS
-from study.ways import DELAYS, GAMMAS
+from study.cuts import COMPRESSED, ITSELF, WITH_LABELS, WITH_TURNED
+from study.ways import DELAYS, GAMMAS, LARGE
 
 COMPARED = ("multisimilarity", "margin", "triplet", "contrastive", "supcon", "proxyanchor", "arcface")
 EXAMINED = ("multisimilarity", "contrastive")
@@ -14,9 +14,8 @@ EXAMINED = ("multisimilarity", "contrastive")
 MAIN = EXAMINED[:1]
 """And where many ways are compared, or training is long."""
 EMBEDDING_SIZE = 32
-LARGE = 1024
 SEEDS = (0, 1, 2, 3, 4)
-TRAININGS = ("frozen 10", "tuned 5", "tuned 15", "scratch 12", "photos 10")
+TRAININGS = ("frozen 10", "tuned 5", "tuned 15", "scratch 12", "photos 10", "photos tuned 5", "icons 5")
 """Setting and epochs."""
 
 
@@ -57,21 +56,51 @@ class Question(NamedTuple):
                                     yield Wanted(Training(training, objective, way, size, seed), cut)
 
 
-EMOJI, PHOTOS = dict.fromkeys(TRAININGS[:-1], COMPARED), dict.fromkeys(TRAININGS[-1:], COMPARED)
+EMOJI, PHOTOS = dict.fromkeys(TRAININGS[:4], COMPARED), {"photos 10": COMPARED, "photos tuned 5": MAIN}
+ICONS = {"icons 5": COMPARED}
+CLOSER = {"frozen 10": EXAMINED, "photos 10": EXAMINED, "tuned 5": MAIN}
+"""Where questions look closer."""
+CONVERGED = {
+    "frozen": {32: 30, 64: 30, LARGE: 30},
+    "photos": {32: 10, 64: 10, LARGE: 10},
+}
+"""By the size that is trained, the epochs that were best on held-out classes: see `study.epochs`."""
 QUESTIONS = {
     "sizes": Question(EMOJI | PHOTOS, sizes=(LARGE, 32, 64, 128)),
-    "small sizes": Question({"frozen 10": COMPARED}, sizes=(8, 16)),
+    "small sizes": Question({"frozen 10": COMPARED, "photos 10": COMPARED, "tuned 5": MAIN}, sizes=(8, 16)),
     "cuts": Question(EMOJI, sizes=(LARGE,), cuts=("PCA", *COMPRESSED)),
+    "sizes of icons": Question(ICONS, sizes=(LARGE, 32, 64)),
+    "cuts of icons": Question(ICONS, sizes=(LARGE,), cuts=("PCA", WITH_LABELS)),
     "cuts of photographs": Question(PHOTOS, sizes=(LARGE,), cuts=("PCA", "compressed", WITH_LABELS)),
-    "S2SD": Question({"tuned 5": EXAMINED}, ["S2SD"], cuts=(ITSELF, *CONSOLIDATED, "labels alone")),
-    "labels alone": Question({"frozen 10": MAIN}, sizes=(LARGE,), cuts=("labels alone",)),
-    "Matryoshka": Question({"frozen 10": EXAMINED, "tuned 5": MAIN}, ["Matryoshka"], sizes=(128,), cuts=("first",)),
+    "axes": Question(CLOSER, sizes=(LARGE,), cuts=("PCA whitened", "LDA")),
+    "axes of 128": Question(CLOSER, sizes=(128,), cuts=("PCA", "PCA whitened")),
+    "teachers": Question(CLOSER, ["RKD, weight 10", "PKT, weight 1", "relaxed contrastive, weight 0.1"]),
+    "parts": Question(CLOSER, sizes=(EMBEDDING_SIZE,), cuts=("consolidated",)),
+    "parts in the batch": Question(CLOSER, ["γ = 0, apart"]),
+    "S2SD": Question(
+        CLOSER | {"tuned 5": EXAMINED}, ["S2SD"], cuts=(ITSELF, "consolidated, without labels", "consolidated")
+    ),
+    "S2SD with turned images": Question({"tuned 5": EXAMINED}, ["S2SD"], cuts=("consolidated, turned images",)),
+    "labels alone": Question({"tuned 5": EXAMINED}, ["S2SD"], cuts=("labels alone",)),
+    "labels alone, frozen": Question({"frozen 10": MAIN, "photos 10": MAIN}, sizes=(LARGE,), cuts=("labels alone",)),
+    "Matryoshka": Question(
+        {"frozen 10": EXAMINED, "photos 10": EXAMINED, "tuned 5": MAIN}, ["Matryoshka"], sizes=(128,), cuts=("first",)
+    ),
     "longer": Question({"frozen 50": EXAMINED, "tuned 7": MAIN}),
-    "MLP head": Question({"frozen 10": EXAMINED, "tuned 5": MAIN}, ["MLP head"]),
+    "MLP head": Question(CLOSER, ["MLP head"]),
     "paper": Question(
         {"frozen 10": COMPARED, "tuned 5": MAIN, "scratch 4": MAIN}, ["baseline", "DSD", "MSD", "MSDF", "MSDFA"]
     ),
     "sources": Question({"tuned 5": MAIN}, ["heads alone", "distillation alone"]),
     "gamma": Question({"frozen 10": MAIN}, [f"γ = {gamma:g}" for gamma in GAMMAS]),
     "delay": Question({"frozen 10": MAIN}, [f"delay {share}" for share in DELAYS]),
+    **{
+        f"converged, {setting}, {size}": Question(
+            {f"{setting} {epochs}": EXAMINED},
+            sizes=(size,),
+            cuts=(ITSELF, *(("PCA", WITH_LABELS if setting == "photos" else WITH_TURNED) if size == LARGE else ())),
+        )
+        for setting, by_size in CONVERGED.items()
+        for size, epochs in by_size.items()
+    },
 }

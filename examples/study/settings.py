@@ -1,7 +1,7 @@
 """The study's settings: what is trained on, and with which trunk.
 
 Emoji from scratch, on a frozen pretrained trunk, and on its last blocks fine-tuned; photographs on the same trunk,
-frozen and fine-tuned.
+frozen and fine-tuned; icons, the large set, on it frozen.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 from groceries import REPOSITORY
+from icons import ICONS_FOLDER
 from images import EmojiDataset, make_augmentation
 from network import SmallResNet
 from torch import nn
 
 from pml_s2sd.training_features import TURNS, turn
-from study.pretrained import FEATURES, Batch, LastBlocks, Pictures, activations, emoji, photographs
+from study.pretrained import FEATURES, Batch, LastBlocks, Pictures, activations, emoji, icons, photographs
 
 HELD_OUT = 4
 """Of the training classes, one in so many is held out where settings are chosen."""
@@ -30,7 +31,7 @@ class Data:
     Args:
         train: (V, N, …), in V views.
         train_labels: (N,).
-        turned: (TURNS, N, …), the training images turned.
+        turned: (ways, N, …), the training images turned, each way a class of its own.
         test: (M, …), of classes that are not trained on.
         test_labels: (M,).
         augment: what makes further views of the training images, where they are images.
@@ -61,7 +62,7 @@ class Kind:
     """What makes a setting.
 
     Args:
-        pictures: "emoji" or "photographs".
+        pictures: "emoji", "photographs" or "icons".
         shown: to the trunk: "images", or of the pretrained trunk the front's "activations", or its "features", pooled.
         trunk: makes what is trained below the head.
         features: that the trunk gives.
@@ -87,11 +88,13 @@ SETTINGS = {
     # four a class: of 41 classes, two a class make no batch
     "photos": Kind("photographs", "features", nn.Identity, FEATURES, epochs=10, per_class=4),
     "photos tuned": Kind("photographs", "activations", LastBlocks, FEATURES, epochs=5, per_class=4),
+    "icons": Kind("icons", "features", nn.Identity, FEATURES, epochs=10),
 }
 EMOJI = tuple(name for name, kind in SETTINGS.items() if kind.pictures == "emoji")
 """The settings whose images are in this repository."""
 PHOTOS = f"folder of photographs, a clone of {REPOSITORY}; for their settings, until their activations are made"
-FILES = {"emoji": "study-activations.pt", "photographs": "photos-activations.pt"}
+ICONS = "folder of icons, drawn by make icons; for their setting, until their features are made"
+FILES = {"emoji": "study-activations.pt", "photographs": "photos-activations.pt", "icons": "icons-activations.pt"}
 
 
 def cache_of(name: str, runs: Path) -> Path:
@@ -106,6 +109,7 @@ class Setting:
         name: one of `SETTINGS`.
         cache: the file that keeps the activations of the settings of these pictures; see `cache_of`.
         photos: the folder of photographs; needed by their settings as long as `cache` is not there.
+        icons: the folder of icons; likewise.
         epochs: other than the setting's own.
         choosing: every fourth training class stands in for the unseen ones, which are left alone.
         device: where data and trunk lie.
@@ -119,6 +123,7 @@ class Setting:
         cache: Path,
         *,
         photos: Path | None = None,
+        icons: Path = ICONS_FOLDER,
         epochs: int | None = None,
         choosing: bool = False,
         device: torch.device | str = "cpu",
@@ -126,7 +131,7 @@ class Setting:
         self.name, self.kind = name, SETTINGS[name]
         self.epochs = self.kind.epochs if epochs is None else epochs
         self.device = torch.device(device)
-        data = _loaded(self.kind, cache, photos, device)
+        data = _loaded(self.kind, cache, photos, icons, device)
         if choosing:
             data = data.held_out()
         self.train, self.train_labels = data.train.to(self.device), data.train_labels
@@ -162,7 +167,7 @@ class Setting:
         return _batches(self.test)
 
 
-def _loaded(kind: Kind, cache: Path, photos: Path | None, device: torch.device | str) -> Data:
+def _loaded(kind: Kind, cache: Path, photos: Path | None, icons_folder: Path, device: torch.device | str) -> Data:
     if kind.shown == "images":
         train, test = EmojiDataset(train=True), EmojiDataset(train=False)
         turned = torch.stack([turn(train.images, way) for way in range(TURNS)])
@@ -171,6 +176,8 @@ def _loaded(kind: Kind, cache: Path, photos: Path | None, device: torch.device |
     def pictures() -> Pictures:
         if kind.pictures == "emoji":
             return emoji()
+        if kind.pictures == "icons":
+            return icons(icons_folder)
         if photos is None:
             raise ValueError(
                 f"no activations of the photographs in {cache} yet; expected the folder of photographs, to make them: "

@@ -5,6 +5,7 @@
     PYTHONPATH=examples python -m study.study --measure --questions sizes cuts --trainings "tuned 5" \\
         --objectives supcon --seeds 0 --results again.jsonl                        # a part, once more: minutes on a CPU
     PYTHONPATH=examples python -m study.study --measure --trainings "photos 10" --photos FOLDER
+    PYTHONPATH=examples python -m study.study --measure --trainings "icons 10"             # after make icons
     PYTHONPATH=examples python -m study.study --publish                            # write tables and plots in docs/
 
 One JSON line a result, appended to --results as it comes; a result that is there is not measured again.
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from icons import ICONS_FOLDER
 from results import write_text
 from tqdm import tqdm
 
@@ -30,7 +32,7 @@ from study import compress_tables, tables
 from study.cuts import CUTS, Trained
 from study.plots import plot_gains, plot_sizes
 from study.questions import COMPARED, QUESTIONS, SEEDS, TRAININGS, Training, Wanted
-from study.settings import PHOTOS, SETTINGS, Setting, cache_of
+from study.settings import EMOJI, ICONS, PHOTOS, SETTINGS, Setting, cache_of
 from study.tables import Found
 from study.training import train
 
@@ -74,13 +76,17 @@ def missing(chosen: argparse.Namespace, there: Iterable[dict[str, Any]]) -> dict
     cuts: dict[Training, list[str]] = {}
     for model, cut in dict.fromkeys(w for name in chosen.questions for w in QUESTIONS[name].wanted(chosen.seeds)):
         chosen_one = (
-            (model.training in chosen.trainings if chosen.trainings else not model.training.startswith("photos"))
+            (model.training in chosen.trainings if chosen.trainings else _of_emoji(model))
             and model.objective in chosen.objectives
             and (chosen.sizes is None or model.trained in chosen.sizes)
         )
         if chosen_one and Wanted(model, cut) not in known:
             cuts.setdefault(model, []).append(cut)
     return cuts
+
+
+def _of_emoji(model: Training) -> bool:
+    return model.training.rpartition(" ")[0] in EMOJI
 
 
 def in_parallel(
@@ -92,7 +98,8 @@ def in_parallel(
         jobs: of each the first is a model.
     """
     for name in {job[0].training.rpartition(" ")[0] for job in jobs}:  # activations are made here, not by each process
-        Setting(name, cache_of(name, chosen.runs), photos=chosen.photos, device=chosen.device)
+        cache_file = cache_of(name, chosen.runs)
+        Setting(name, cache_file, photos=chosen.photos, icons=chosen.icons, device=chosen.device)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(chosen.processes, context, initializer=_prepare) as pool, chosen.results.open("a") as file:
         waiting = {pool.submit(function, *job, *arguments, chosen.runs): job for job in jobs}
@@ -121,6 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser, results: Path) -> None:
     parser.add_argument("--results", type=Path, default=results)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--photos", type=Path, help=PHOTOS)
+    parser.add_argument("--icons", type=Path, default=ICONS_FOLDER, help=ICONS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--processes", type=int, default=1)
 

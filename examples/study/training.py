@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from pml_s2sd import s2sd
 from pml_s2sd.embedder import Embedder
 from pml_s2sd.miners import RhoDistanceWeightedMiner
 from study.settings import Setting
-from study.ways import WAYS, Way
+from study.transfer import TRANSFERS, Taught
+from study.ways import LARGE, WAYS, Way
 
 BATCH = 112
 PREFIXES = (8, 16, 32, 64, 128)
@@ -68,10 +70,22 @@ def build(
         return trunk, embedder, loss_func, None
     if way.nested:
         loss, miner = Matryoshka(objective, classes), None
+    if way.transfer is not None:
+        teacher = teacher_of(setting, objective, seed)
+        seed_everything(seed)
+        trunk = setting.trunk()
+        loss = Taught(loss if way.objective else None, teacher, TRANSFERS[way.transfer], way.weight)
+        miner = miner if way.objective else None
     head = None
     if way.hidden is not None:
         head = nn.Sequential(nn.Linear(features, way.hidden), nn.ReLU(), nn.Linear(way.hidden, size))
     return trunk, Embedder(features, size, head), loss, miner
+
+
+@lru_cache(maxsize=1)
+def teacher_of(setting: Setting, objective: str, seed: int) -> nn.Module:
+    """The objective alone at 1,024; kept for the next student of it."""
+    return train(setting, objective, LARGE, seed)[0]
 
 
 def train(
@@ -95,7 +109,10 @@ def train(
     started = time.perf_counter()
     for samples in tqdm(batches(setting, steps), total=steps, desc=f"{setting.name} {objective} {size} {way} {seed}"):
         labels = setting.train_labels[samples].to(setting.device)
-        embeddings = model(setting.batch(samples))
+        shown = setting.batch(samples)
+        embeddings = model(shown)
+        if isinstance(loss_func, Taught):
+            loss_func.teach(shown)
         tuples = None if miner is None else miner(embeddings, labels)
         optimizer.zero_grad()
         loss_func(embeddings, labels, tuples).backward()

@@ -29,7 +29,7 @@ def open_onnx(path: Path, device: torch.device | None) -> tuple[Callable, list[S
     try:
         import onnxruntime
     except ImportError as error:
-        raise ImportError('ONNX models are run by onnxruntime; install it with pip install "pml-s2sd[onnx]"') from error
+        raise ImportError("ONNX models are run by onnxruntime: pip install onnxruntime") from error
     providers = _providers(device, onnxruntime)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors alone

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from .._argument_checks import check_instance, check_int, check_number
 from .._input_checks import check_batch, check_labels
 from .._similarity import Similarity
+from .._trunk_input import call, inputs_and_labels, mask_of, placed
 from ..distillation import divergence, row_log_probs
 from ..embeddings import S2SDEmbeddings
 
@@ -151,9 +152,7 @@ def check_spaces(embeddings: Any, labels: Any, neighbours: int) -> None:
         )
 
 
-def embed_spaces(
-    trunk: nn.Module, embedder: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
-) -> tuple[S2SDEmbeddings, torch.Tensor]:
+def embed_spaces(trunk: nn.Module, embedder: nn.Module, batches: Iterable[Any]) -> tuple[S2SDEmbeddings, torch.Tensor]:
     """Every space's embeddings of a held-out set, for `diagnose`.
 
     The trunk, and whatever is inside the embedder, is in eval mode: running statistics are used and not
@@ -161,10 +160,10 @@ def embed_spaces(
     spaces. Afterwards every module is in the mode in which it was.
 
     Args:
-        trunk: images to features, or feature maps.
+        trunk: images to what the embedder takes.
         embedder: the `S2SDEmbedder`.
-        batches: of (images, labels), such as a DataLoader that does not shuffle; they are moved to where the
-            trunk's parameters are.
+        batches: of (images, labels), or dicts that hold "labels", such as a DataLoader that does not shuffle; they are
+            moved to where the trunk's parameters are. What `collect_features` says of its trunk's input holds here.
 
     Returns:
         Embeddings and labels, (N,), on the CPU. For a large set on a GPU, ``embeddings.to("cuda")``.
@@ -194,15 +193,18 @@ def embed_spaces(
         embedder.eval()
         embedder.training = True
         with torch.no_grad():
-            for images, of_images in tqdm(batches, desc="embedding", unit="batch", delay=3, leave=False):
-                batch = embedder(trunk(images.to(device)))
+            for given in tqdm(batches, desc="embedding", unit="batch", delay=3, leave=False):
+                inputs, of_inputs = inputs_and_labels(given)
+                inputs = placed(inputs, trunk, device)
+                output, mask = call(trunk, inputs), mask_of(inputs)
+                batch = embedder(output) if mask is None else embedder(output, mask)
                 if not isinstance(batch, S2SDEmbeddings):
                     raise TypeError(
                         f"embedder must be the S2SDEmbedder itself, got {type(embedder).__name__}, which returned "
                         f"{type(batch).__name__}; of a wrapped model take the one inside, e.g. model.module[1]"
                     )
                 spaces.append(batch.cpu())
-                labels.append(torch.as_tensor(of_images).cpu())
+                labels.append(torch.as_tensor(of_inputs).cpu())
     finally:
         for module, training in modes:
             module.training = training

@@ -190,7 +190,7 @@ def pillow_image() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError('images are read with pillow; install it with pip install "pml-s2sd[examples]"') from error
+        raise ImportError("images are read with pillow: pip install pillow") from error
     return Image
 
 

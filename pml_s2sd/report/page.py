@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -16,30 +16,15 @@ import numpy as np
 
 from .._text import encodable
 from ..whole_file import check_output, whole_file
+from .columns import EPOCHS, FIGURES, GLOSSARY, MODEL, RUNS, SEED, SIZE, Column, figures_in
 from .pictures import as_svg, draw_curves, draw_sizes, draw_spectra
-from .run_folder import BEFORE_CONSOLIDATION, COSTS, PERCENTAGES, PROPERTIES, Run, read_runs
-from .series import curve_panels, gains, mean_and_deviation, recall_by_size, series_of, spectra
+from .run_folder import BEFORE_CONSOLIDATION, Run, read_runs
+from .series import curve_panels, gains, interval_of_mean, mean_and_deviation, recall_by_size, series_of, spectra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COST_FORMS = {
-    "deployed_parameters": "{:,.0f}",
-    "latency_ms_per_image": "{:.3f}",
-    "train_seconds": "{:.0f}",
-    "consolidation_seconds": "{:.0f}",
-}
 NONE = "–"
-MEANINGS = {
-    "Recall@K": "queries with one of their class among the K nearest, every image a query, all others its gallery",
-    "R-precision": "share of the query's class among its R nearest, R being the number of the class's others",
-    "MAP@R, MAP@1000": "mean average precision within the R, or the 1000, nearest",
-    "NMI, F1": "agreement of a k-means clustering with the classes: mutual information; pairs of samples",
-    "spectral decay": "KL of the singular values from uniform: 0 where every direction is used alike",
-    "density": "mean distance within classes over that between their centres: low where classes are tight",
-    "effective rank": "how many directions are in use, from 1 to the embedding size",
-    "consolidation s": "of distilling the base head anew after training; curves are of the head before it",
-}
 
 
 @dataclass(frozen=True)
@@ -91,19 +76,14 @@ def render(runs: Sequence[Run]) -> str:
         f"<h1>{escape(title)}</h1>",
         introduction(runs),
         headline(runs),
+        *([f"<h2>Means over runs</h2>{means_table(runs)}"] if repeats(runs) else []),
         "<h2>Every model</h2>",
         models_table(runs),
-        *([f"<h2>Means over runs</h2>{means_table(runs)}"] if repeats(runs) else []),
         glossary(),
         "<h2>Pictures</h2>",
-        *(
-            ['<p class="quiet">Lines are means over runs, bands ± their standard deviation.</p>']
-            if repeats(runs)
-            else []
-        ),
+        about_pictures(runs),
         f'<div class="pictures">{"".join(drawn(runs))}</div>',
         *kept_pictures(runs),
-        "<h2>How it was made</h2>",
         settings_table(runs),
     ]
     template = Template((files("pml_s2sd.report") / "page.html").read_text(encoding="utf-8"))
@@ -122,6 +102,11 @@ def introduction(runs: Sequence[Run]) -> str:
         for run in runs
         for model, epochs in run.unfinished.items()
     ]
+    if any(len(values) == 1 for values in gains(runs, "precision_at_1").values()):
+        sentences.append(
+            "A gain of one run has no interval and is not shown: repeat the run with other seeds, as make seeds does "
+            "the demo."
+        )
     return f'<p class="quiet">{escape(" ".join(sentences))}</p>' if sentences else ""
 
 
@@ -136,7 +121,7 @@ def headline(runs: Sequence[Run]) -> str:
     for label, members in series_of(runs).items():
         note = f"Recall@1, {label}" + (f", {len(members)} runs" if len(members) > 1 else "")
         if label in above:
-            note += f"; {mean_text(above[label], '{:+.1f}')} on the baseline"
+            note += gain_text(above[label])
         if all(BEFORE_CONSOLIDATION in record for _, record in members):
             before = mean_text([record[BEFORE_CONSOLIDATION] for _, record in members], "{:.1f}")
             note += f"; {before} before consolidation"
@@ -145,71 +130,80 @@ def headline(runs: Sequence[Run]) -> str:
     return f'<ul class="headline">{"".join(items)}</ul>'
 
 
+def gain_text(values: Sequence[float]) -> str:
+    """The mean gain and its interval; nothing of one run, which has none."""
+    if len(values) == 1:
+        return ""
+    mean, _ = mean_and_deviation([100 * value for value in values])
+    low, high = interval_of_mean([100 * value for value in values])
+    if not math.isfinite(low + high):
+        return f"; {NONE} on the baseline"
+    return f"; {mean:+.1f} on the baseline, 95 % interval {low:+.1f} to {high:+.1f}"
+
+
 def mean_text(values: Sequence[float], form: str, scale: float = 100) -> str:
-    """Mean, and ± standard deviation where there are several."""
+    """Mean, and ± standard deviation where there are several that differ."""
     mean, deviation = mean_and_deviation([scale * value for value in values])
     if not math.isfinite(mean) or not math.isfinite(deviation):
         return NONE
-    return form.format(mean) + (f" ± {form.replace('+', '').format(deviation)}" if len(values) > 1 else "")
+    return form.format(mean) + (f" ± {form.replace('+', '').format(deviation)}" if len(set(values)) > 1 else "")
 
 
 def models_table(runs: Sequence[Run]) -> str:
-    """A row a model: settings that matter most, every metric that any model has, costs."""
-    records = [record for run in runs for record in run.models.values()]
-    metrics = [metric for metric in PERCENTAGES | PROPERTIES if any(metric in record for record in records)]
-    costs = [cost for cost in COSTS if any(cost in record for record in records)]
-    titles = PERCENTAGES | PROPERTIES | COSTS
+    """A row a model: every figure that any model has, and the settings that matter most."""
+    figures = figures_in(record for run in runs for record in run.models.values())
     rows = []
     for run in runs:
         for model, record in run.models.items():
             name = escape(model) + (f" <small>{escape(run.name)}</small>" if len(runs) > 1 else "")
             own = [plain(run.settings.get(setting)) for setting in ("embedding_size", "seed")]
             epochs = Cell(str(len(record["epochs"])), len(record["epochs"]))
-            figures = [number(record.get(figure), form_of(figure), scale_of(figure)) for figure in [*metrics, *costs]]
-            rows.append([Cell(name, f"{model} {run.name}"), *figures, *own, epochs])
-    header = ["model", *(titles[figure] for figure in [*metrics, *costs]), "d", "seed", "epochs"]
-    return table("Every model", header, rows)
+            row = [number(record.get(figure), FIGURES[figure]) for figure in figures]
+            rows.append([Cell(name, f"{model} {run.name}"), *row, *own, epochs])
+    return table("Every model", [MODEL, *(FIGURES[figure] for figure in figures), SIZE, SEED, EPOCHS], rows)
 
 
 def means_table(runs: Sequence[Run]) -> str:
     """A row a series, mean ± standard deviation over its runs, and one of what it gains on the baseline of its run."""
-    members_of = series_of(runs)
-    records = [record for members in members_of.values() for _, record in members]
-    metrics = [metric for metric in PERCENTAGES | PROPERTIES if all(metric in record for record in records)]
-    rows = []
-    for label, members in members_of.items():
-        values = {metric: [record[metric] for _, record in members] for metric in metrics}
-        rows.append([Cell(escape(label), label), Cell(str(len(members)), len(members))])
-        rows[-1] += [mean_cell(values[metric], form_of(metric), scale_of(metric)) for metric in metrics]
-    above = {metric: gains(runs, metric) for metric in metrics}
+    figures = figures_in(record for run in runs for record in run.models.values())
+    of_series = {
+        label: {figure: [record[figure] for _, record in members if figure in record] for figure in figures}
+        for label, members in series_of(runs).items()
+    }
+    rows = [means_row(label, values) for label, values in of_series.items()]
+    above = {figure: gains(runs, figure) for figure in figures}
     for label, of_runs in above["precision_at_1"].items():
-        rows.append([Cell(f"gain of {escape(label)}", f"gain of {label}"), Cell(str(len(of_runs)), len(of_runs))])
-        signed = {metric: form_of(metric).replace("{:", "{:+") for metric in metrics}
-        rows[-1] += [mean_cell(above[metric][label], signed[metric], scale_of(metric)) for metric in metrics]
-    return table("Means over runs", ["model", "runs", *((PERCENTAGES | PROPERTIES)[m] for m in metrics)], rows)
+        if len(of_runs) > 1:
+            values = {figure: above[figure].get(label, []) for figure in figures}
+            rows.append(means_row(f"gain of {label}", values, sign="+"))
+    about = "Mean ± standard deviation over runs; a gain is the difference to the baseline of the same run."
+    means = table("Means over runs", [MODEL, *(FIGURES[figure] for figure in figures), RUNS], rows)
+    return f'<p class="quiet">{about}</p>{means}'
 
 
-def form_of(figure: str) -> str:
-    if figure in COST_FORMS:
-        return COST_FORMS[figure]
-    return "{:.1f}" if figure in PERCENTAGES else "{:.3f}"
+def means_row(label: str, values: Mapping[str, Sequence[float]], sign: str = "") -> list[Cell]:
+    """Means of the figures that every run of a series has, and how many runs."""
+    runs = len(values["precision_at_1"])
+    means = [
+        mean_cell(of_figure, replace(FIGURES[figure], form=FIGURES[figure].form.replace("{:", f"{{:{sign}")))
+        if len(of_figure) == runs
+        else Cell(NONE)
+        for figure, of_figure in values.items()
+    ]
+    return [Cell(escape(label), label), *means, Cell(str(runs), runs)]
 
 
-def scale_of(figure: str) -> float:
-    return 100 if figure in PERCENTAGES else 1
-
-
-def number(value: Any, form: str, scale: float) -> Cell:
+def number(value: Any, column: Column) -> Cell:
     """A figure of metrics.json: shown rounded, sorted by as it stands there."""
     if not isinstance(value, int | float) or math.isnan(value):
         return Cell(NONE)
-    if math.isinf(scale * value):
+    if math.isinf(column.scale * value):
         return Cell("∞" if value > 0 else "-∞", value)
-    return Cell(escape(form.format(scale * value)), value)
+    return Cell(escape(column.form.format(column.scale * value)), value)
 
 
-def mean_cell(values: Sequence[float], form: str, scale: float) -> Cell:
-    text = mean_text(values, form, scale)
+def mean_cell(values: Sequence[float], column: Column) -> Cell:
+    text = mean_text(values, column.form, column.scale)
     return Cell(text, mean_and_deviation(values)[0] if text != NONE else "")
 
 
@@ -219,15 +213,21 @@ def plain(value: Any) -> Cell:
     return Cell(NONE) if value is None else Cell(escape(text), text)
 
 
-def table(name: str, header: Sequence[str], rows: Iterable[Sequence[Cell]], kind: str = "figures") -> str:
-    """A table in a container that scrolls; its header's buttons sort it. The first cell of a row is its header."""
+def table(name: str, header: Sequence[Column], rows: Iterable[Sequence[Cell]], kind: str = "figures") -> str:
+    """A table in a container that scrolls; its header's buttons sort it. The first cell of a row is its header.
+
+    Above it is said that it scrolls; the page's script says how many columns are out of sight.
+    """
     head = "".join(
-        f'<th scope="col" aria-sort="none"><button type="button">{escape(title)}</button></th>' for title in header
+        f'<th scope="col" aria-sort="none"><button type="button">{escape(column.title)}</button>'
+        f"{f'<small>{escape(column.meaning)}</small>' if column.meaning else ''}</th>"
+        for column in header
     )
     body = "".join(f"<tr>{''.join(cell_html(cell, i == 0) for i, cell in enumerate(row))}</tr>" for row in rows)
     return (
+        f'<p class="hint">{len(header)} columns; scroll sideways for those that do not fit →</p><div class="frame">'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}"><table class="sortable {kind}">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></div>"
     )
 
 
@@ -238,8 +238,16 @@ def cell_html(cell: Cell, is_header: bool) -> str:
 
 
 def glossary() -> str:
-    entries = "".join(f"<dt>{escape(name)}</dt><dd>{escape(meaning)}</dd>" for name, meaning in MEANINGS.items())
-    return f"<details><summary>What the columns mean</summary><dl>{entries}</dl></details>"
+    entries = "".join(f"<dt>{escape(name)}</dt><dd>{escape(meaning)}</dd>" for name, meaning in GLOSSARY.items())
+    return f"<details><summary>What the columns mean, in full</summary><dl>{entries}</dl></details>"
+
+
+def about_pictures(runs: Sequence[Run]) -> str:
+    records = [record for run in runs for record in run.models.values()]
+    sentences = ["Lines are means over runs, bands ± their standard deviation."] if repeats(runs) else []
+    if any(BEFORE_CONSOLIDATION in record for record in records):
+        sentences.append("Curves over epochs are of the head as training left it.")
+    return f'<p class="quiet">{" ".join(sentences)}</p>' if sentences else ""
 
 
 def drawn(runs: Sequence[Run]) -> Iterable[str]:
@@ -290,7 +298,7 @@ def image(kind: str, content: bytes, description: str) -> str:
 
 
 def settings_table(runs: Sequence[Run]) -> str:
-    """A row a setting, version or figure of the data, a column a run; those in which runs differ come first."""
+    """Folded: a row a setting, version or figure of the data, a column a run; those in which runs differ come first."""
     found: list[dict[str, Any]] = []
     for run in runs:
         versions, data = (run.content.get(part, {}) for part in ("versions", "data"))
@@ -301,4 +309,5 @@ def settings_table(runs: Sequence[Run]) -> str:
     names = list(dict.fromkeys(name for of_run in found for name in of_run))
     names.sort(key=lambda name: len({repr(of_run.get(name)) for of_run in found}) == 1)
     rows = [[Cell(escape(name), name), *(plain(of_run.get(name)) for of_run in found)] for name in names]
-    return table("How it was made", ["setting", *(run.name for run in runs)], rows, "settings")
+    made = table("How it was made", [Column("setting"), *(Column(run.name) for run in runs)], rows, "settings")
+    return f"<details><summary>How it was made: settings, versions, data, machine</summary>{made}</details>"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from .run_folder import PERCENTAGES, Run, is_number
 
@@ -104,3 +105,23 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """
     with np.errstate(invalid="ignore"):  # infinite values deviate by NaN
         return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def interval_of_mean(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """The confidence interval of the mean, by Student's t: mean ± t · deviation / √n.
+
+    Args:
+        values: at least two.
+        confidence: between 0 and 1.
+
+    Returns:
+        Its lower and upper end; NaN where a value is infinite or NaN.
+
+    Example:
+        >>> from pml_s2sd.report.series import interval_of_mean
+        >>> [round(end, 2) for end in interval_of_mean([1.0, 2.0, 3.0])]
+        [-0.48, 4.48]
+    """
+    mean, deviation = mean_and_deviation(values)
+    half = float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * deviation / math.sqrt(len(values))
+    return mean - half, mean + half
