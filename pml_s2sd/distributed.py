@@ -103,7 +103,7 @@ class Gathering:
 
 
 class _IntoLocalRows(torch.autograd.Function):
-    """The gathered rows. Backward gives the local rows' gradient: times `factor`, or summed over processes without one."""
+    """The gathered rows. Backward: the local rows' gradient, times `factor`, or summed over processes without one."""
 
     @staticmethod
     def forward(

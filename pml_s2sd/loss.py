@@ -54,9 +54,9 @@ class S2SDLoss(nn.Module):
         KL(D^z, D^t) = T² / B · Σ_rows KL( softmax(D^t / T) ‖ softmax(D^z / T) ),  no gradient into t
 
     z are the base embeddings, a_i the m auxiliary ones, φ the features. D^x holds the similarities of the rows of x
-    with each other. With m = 0 the bracket is L(z) alone, and there is no second term. With ``base_gradient=False`` the base
-    head does not change the features, so L(z) and the L(a_i) train nothing in common. The ½ is then left out, and the
-    trunk is trained as by the objective alone at the larger size.
+    with each other. With m = 0 the bracket is L(z) alone, and there is no second term. With ``base_gradient=False`` the
+    base head does not change the features, so L(z) and the L(a_i) train nothing in common. The ½ is then left out, and
+    the trunk is trained as by the objective alone at the larger size.
 
     This is always the outermost loss; PML's wrappers go inside.
 
@@ -66,8 +66,8 @@ class S2SDLoss(nn.Module):
 
     On several processes (torch.distributed) the distillation is computed on the samples of all. So is an objective in
     PML's `DistributedLossWrapper`. In training mode all processes have to call the loss. DistributedDataParallel
-    averages their gradients; the average equals the gradient of one process on the whole batch. The value is this process's
-    part: the average of the parts is the value on the whole batch.
+    averages their gradients; the average equals the gradient of one process on the whole batch. The value is this
+    process's part: the average of the parts is the value on the whole batch.
 
     Args:
         loss: L, any PML objective, or a callable ``embedding_size -> objective``. The base space

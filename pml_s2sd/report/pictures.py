@@ -121,8 +121,8 @@ def draw_retrieval(
 ) -> Figure:
     """A grid: a row a query, and for each model, set apart, its nearest neighbours.
 
-    A neighbour of the query's class has a solid green frame and a check mark, any other a dashed red frame. The queries are
-    spaced evenly over the data set, whatever the models make of them.
+    A neighbour of the query's class has a solid green frame and a check mark, any other a dashed red frame. The queries
+    are spaced evenly over the data set, whatever the models make of them.
 
     Args:
         embeddings: normalised, (N, d), by the model's name.
@@ -218,7 +218,7 @@ def as_svg(figure: Figure) -> str:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Letters that the font lacks become boxes, without a warning. The names within an SVG are the same at every call."""
+    """Letters that the font lacks become boxes, without a warning. Names within an SVG are the same at every call."""
     from matplotlib import rc_context
 
     with rc_context({"svg.hashsalt": "pml-s2sd"}), warnings.catch_warnings():
@@ -227,7 +227,7 @@ def drawing() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, its size in inches. It is made without pyplot: nothing has to be closed, and no display is needed."""
+    """An empty figure, its size in inches, made without pyplot: nothing has to be closed, no display is needed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
