@@ -47,11 +47,11 @@ class Processes:
 class Gathering:
     """Gathers the rows that each process contributes to a step.
 
-    Processes may bring different numbers of rows. All make a Gathering at the same point of their
-    step, and gather the same things with it in the same order.
+    Processes may bring different numbers of rows. Each makes a Gathering at the same point of its step, and gathers the
+    same things with it in the same order.
 
-    Gradients follow DistributedDataParallel, which averages those of W processes: where process r's
-    loss is ℓ_r, the average is the gradient of (1/W) Σ_r ℓ_r with respect to every process's rows.
+    Gradients follow DistributedDataParallel, which averages them over W processes. With ℓ_r the loss of process r, the
+    average is the gradient of (1/W) Σ_r ℓ_r with respect to the rows of every process.
 
     Args:
         rows: the number of rows of this process.
@@ -59,8 +59,8 @@ class Gathering:
 
     Attributes:
         local: where this process's rows are in what was gathered.
-        mean_factor: W · rows / (rows of all), so that the average over processes of
-            (mean over local rows) · mean_factor is the mean over all rows.
+        mean_factor: W · rows / (rows of all). Each process multiplies its mean over local rows by it; the average over
+            processes is then the mean over all rows.
     """
 
     def __init__(self, rows: int, group: dist.ProcessGroup | None = None) -> None:
@@ -103,7 +103,7 @@ class Gathering:
 
 
 class _IntoLocalRows(torch.autograd.Function):
-    """The gathered rows. Backward: the local rows' gradient, times `factor`, or, without one, summed over processes."""
+    """The gathered rows. Backward: the local rows' gradient, times `factor`, or summed over processes without one."""
 
     @staticmethod
     def forward(

@@ -128,10 +128,11 @@ def lda(of: Trained) -> Cut:
 
 def compressed(of: Trained, with_labels: bool = False, turned: bool = False, features: bool = True) -> Cut:
     started = time.perf_counter()
-    maps = of.maps(SIZES, with_labels=with_labels, turned=turned, features=features)
+    sizes = of.setting.kind.made_sizes
+    maps = of.maps(sizes, with_labels=with_labels, turned=turned, features=features)
     seconds = round(time.perf_counter() - started, 2)
     x = nn.functional.normalize(of.test.features if features else of.test.embeddings)
-    for size in SIZES:
+    for size in sizes:
         with torch.no_grad():
             yield size, of.figures(maps[size](x), seconds=seconds)
 

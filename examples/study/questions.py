@@ -107,7 +107,7 @@ QUESTIONS = {
         f"converged, {setting}, {size}": Question(
             {f"{setting} {epochs}": EXAMINED},
             sizes=(size,),
-            cuts=(ITSELF, *(("PCA", WITH_LABELS if setting == "photos" else WITH_TURNED) if size == LARGE else ())),
+            cuts=(ITSELF, "PCA", WITH_LABELS) if size == LARGE else (ITSELF,),
         )
         for setting, by_size in CONVERGED.items()
         for size, epochs in by_size.items()

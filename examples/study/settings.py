@@ -69,6 +69,7 @@ class Kind:
         epochs: unless another number is asked for.
         trunk_lr, head_lr: learning rates.
         per_class: images of a class in a batch.
+        made_sizes: that `compress` makes of a large model; of a large set fewer.
     """
 
     pictures: str
@@ -79,6 +80,7 @@ class Kind:
     trunk_lr: float = 1e-4
     head_lr: float = 1e-3
     per_class: int = 2
+    made_sizes: tuple[int, ...] = (8, 16, 32, 64)
 
 
 SETTINGS = {
@@ -88,7 +90,7 @@ SETTINGS = {
     # four a class: of 41 classes, two a class make no batch
     "photos": Kind("photographs", "features", nn.Identity, FEATURES, epochs=10, per_class=4),
     "photos tuned": Kind("photographs", "activations", LastBlocks, FEATURES, epochs=5, per_class=4),
-    "icons": Kind("icons", "features", nn.Identity, FEATURES, epochs=10),
+    "icons": Kind("icons", "features", nn.Identity, FEATURES, epochs=5, made_sizes=(32, 64)),
 }
 EMOJI = tuple(name for name, kind in SETTINGS.items() if kind.pictures == "emoji")
 """The settings whose images are in this repository."""

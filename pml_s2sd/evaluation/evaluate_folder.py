@@ -4,7 +4,8 @@
     python -m pml_s2sd.evaluate --checkpoint MODEL.pt2 --images QUERIES --gallery REFERENCES --index hnsw
 
 The model takes images (B, 3, H, W), for any B, and returns embeddings (B, d). MODEL.onnx is ONNX, which is data: ask
-for it where a model comes from others. MODEL.pt2 is a program of torch.export, as examples/train.py writes one a model.
+for it where a model comes from others. MODEL.pt2 is a program of torch.export;
+examples/train.py writes one for each model.
 WARNING: loading a .pt2 file runs code that its maker put into it; load only files that you trust. docs/deployment.md
 says how to export yours. Images lie as FOLDER/class/name.png. Without --gallery every image is searched among all
 others. Embeddings are normalised. The metrics are printed, and written to MODEL.evaluation.json.

@@ -38,11 +38,11 @@ def draw_curves(panels: Mapping[str, Mapping[str, Sequence[Curve]]]) -> Figure:
     """Training curves, side by side: the mean of a series' runs, and a band of their standard deviation.
 
     Args:
-        panels: by title, then by the name of the series, a curve {epoch: value} a run. Runs may be of
-            different lengths; at each epoch those are taken that have it.
+        panels: by title, then by the name of the series, one curve {epoch: value} for each run. Runs may have
+            different lengths: the mean at an epoch is over the runs that have it.
 
     Returns:
-        The figure, of one panel a title.
+        The figure, with one panel for each title.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -70,7 +70,7 @@ def draw_sizes(series: Mapping[str, Mapping[int, Sequence[float]]], title: str =
     """A metric against the embedding size, with bars of the standard deviation over runs.
 
     Args:
-        series: by name, then by embedding size, a value a run.
+        series: by name, then by embedding size, one value for each run.
         title: what the values are.
 
     Raises:
@@ -121,8 +121,8 @@ def draw_retrieval(
 ) -> Figure:
     """A grid: a row a query, and for each model, set apart, its nearest neighbours.
 
-    Those of the query's class have a solid green frame and a check mark, others a dashed red frame. The queries are
-    spaced evenly over the data set, whatever the models make of them.
+    A neighbour of the query's class has a solid green frame and a check mark, any other a dashed red frame. The queries
+    are spaced evenly over the data set, whatever the models make of them.
 
     Args:
         embeddings: normalised, (N, d), by the model's name.
@@ -218,7 +218,7 @@ def as_svg(figure: Figure) -> str:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """What the font lacks becomes a box, silently; an SVG's inner names do not change from call to call."""
+    """Letters that the font lacks become boxes, without a warning. Names within an SVG are the same at every call."""
     from matplotlib import rc_context
 
     with rc_context({"svg.hashsalt": "pml-s2sd"}), warnings.catch_warnings():
@@ -227,7 +227,7 @@ def drawing() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, outside pyplot: nothing to close, no display needed."""
+    """An empty figure, its size in inches, made without pyplot: nothing has to be closed, no display is needed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -252,7 +252,7 @@ def style_of(position: int) -> dict[str, Any]:
 
 
 def shown(name: str) -> str:
-    """A name as a label: on one line, of bounded length, its dollars no formula, its first _ not for hiding it."""
+    """A name as a label: one line of bounded length. A $ starts no formula in it, and a leading _ does not hide it."""
     name = " ".join(name.split())
     name = name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "…"
     name = name.replace("$", r"\$")
