@@ -1,4 +1,4 @@
-# demo, test, lint, seeds, study, data: each sets up .venv first, once, with the versions of constraints.txt.
+# demo, test, lint, seeds, study, data, icons: each sets up .venv first, once, with the versions of constraints.txt.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,10 +8,14 @@ PRETRAINED := $(VENV)/.pretrained
 
 PML_VERSIONS := 2.3.0 2.6.0 2.9.0
 
+RELEASE := .venv-release
+RELEASE_INSTALLED := $(RELEASE)/.installed
+
 RECIPES := .venv-recipes
 RECIPES_INSTALLED := $(RECIPES)/.installed
 
-.PHONY: help demo test test-recipes test-matrix compatibility docs notebook lint seeds study bench bench-check bench-evaluation data
+.PHONY: help demo test test-recipes test-matrix compatibility docs notebook lint seeds study bench bench-check bench-evaluation \
+	data icons release-check
 
 help:
 	@echo "make demo   fine-tune a pretrained trunk on the emoji, the objective alone and S2SD; compare on unseen ones (minutes)"
@@ -22,12 +26,14 @@ help:
 	@echo "make docs   the site of README's links, with the API, in site/; open site/index.html, it needs no network"
 	@echo "make notebook  run examples/notebook.ipynb again and keep its pictures (a minute)"
 	@echo "make lint   ruff and mypy"
+	@echo "make release-check  build what is released into dist/, install it into empty environments, run README's example"
 	@echo "make seeds  the demo for seeds 0 to 4, and what S2SD gains over them"
 	@echo "make study  the study's tables; ROW='--measure' measures what is missing (hours), ROW='--publish' writes docs/"
 	@echo "make bench  timings, as ratios within one run; writes benchmarks/results and docs/performance.md (half an hour)"
 	@echo "make bench-check  the quick ones again, compared with the results that are committed (minutes)"
 	@echo "make bench-evaluation   evaluation of 60,000 images, and in a gallery of a million (long)"
 	@echo "make data   draw the emoji data set again (needs npm)"
+	@echo "make icons  draw the icon data set, of which the study's large setting is made (needs npm, minutes)"
 
 $(INSTALLED): constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -78,6 +84,14 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
+$(RELEASE_INSTALLED):
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install build==1.6.1 twine==7.0.0
+	touch $@
+
+release-check: $(RELEASE_INSTALLED)
+	$(RELEASE)/bin/python .ci/release_check.py dist
+
 seeds: $(PRETRAINED)
 	$(VENV)/bin/python examples/seeds.py --name demo --seeds 0 1 2 3 4
 
@@ -103,3 +117,6 @@ bench-evaluation: $(INSTALLED)
 
 data: $(INSTALLED)
 	$(VENV)/bin/python examples/data/build_emoji.py
+
+icons: $(INSTALLED)
+	$(VENV)/bin/python examples/data/build_icons.py

@@ -16,7 +16,12 @@ from .distillation import row_log_probs
 START_ROWS = 2**15
 """Rows that the principal axes are computed from, at most."""
 FEWEST_ROWS, MOST_ROWS = 512, 2048
-"""Rows of a subset, by default. With 41 classes 2,048 were worse than 512, with 3,678 better."""
+"""Rows of a subset, by default. With 41 classes 2,048 were worse than 512, with 1,072 and with 3,678 better."""
+RIDGE = 1e-2
+"""Of the regression that a map may start from, by the mean variance."""
+MOST_TRUST = 0.3
+"""With 31 classes a map that starts from the features' own axes was best, with 1,072 one that starts nearer to its
+teachers, with 459 there was no difference up to here."""
 BLOCK_ROWS = 2**11
 """Rows that are read at a time where more than a subset is needed."""
 UNLABELLED = -1
@@ -223,10 +228,11 @@ def train_maps(
 ) -> dict[int, torch.Tensor]:
     """The map for each size, W of shape (d, F): what one of them is does not depend on the others.
 
-    They are trained side by side, so that rows are read, and teachers compared, once for all. Each starts from the PCA
-    of x. What Adam trains is not W but M, in W = M Bᵀ, B the principal axes of x, each scaled by the square root of its
-    standard deviation. For Adam moves every coordinate alike: those of W also along directions in which the training
-    rows hardly vary, and there classes that were not seen suffer.
+    They are trained side by side, so that rows are read, and teachers compared, once for all. Each starts from the
+    principal axes of x, or nearer to its teachers, see `start_of`. What Adam trains is not W but M, in W = M Bᵀ, B the
+    principal axes of x, each scaled by the square root of its standard deviation. For Adam moves every coordinate
+    alike: those of W also along directions in which the training rows hardly vary, and there classes that were not seen
+    suffer.
 
     Args:
         x: what is mapped, (N, F).
@@ -239,10 +245,12 @@ def train_maps(
     draw = np.random.default_rng(settings.drawn_seed())
     objective = Objective(settings.temperature, settings.label_weight)
     steps = settings.steps
-    axes = principal_axes(blocks_of(x, np.sort(chosen(rows, len(x), START_ROWS, draw))))
+    first_rows = np.sort(chosen(rows, len(x), START_ROWS, draw))
+    axes = principal_axes(blocks_of(x, first_rows))
     scale = axes.pace().sqrt()
     B = (axes.directions * scale).to(x.device, x.dtype)
-    trained = {size: torch.diag(1 / scale)[:size].to(B) for size in dict.fromkeys(sizes)}
+    start = start_of(axes, x, teachers, first_rows, trust_in_teachers(classes_of(labels), x.columns))
+    trained = {d: (start[:d] * (d**0.5 / start[:d].norm()) / scale).to(B) for d in dict.fromkeys(sizes)}
     optimizer = torch.optim.Adam(list(trained.values()), settings.learning_rate)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     plan = subsets(rows, len(x), settings.subset_rows or subset_rows_for(labels), steps, draw)
@@ -265,8 +273,12 @@ def subset_rows_for(labels: torch.Tensor | None) -> int:
     Args:
         labels: (N,), `UNLABELLED` where not known.
     """
-    classes = 0 if labels is None else len(labels[labels != UNLABELLED].unique())
-    return min(max(FEWEST_ROWS, classes // 2), MOST_ROWS)
+    return min(max(FEWEST_ROWS, 2 * classes_of(labels)), MOST_ROWS)
+
+
+def classes_of(labels: torch.Tensor | None) -> int:
+    """How many there are."""
+    return 0 if labels is None else len(labels[labels != UNLABELLED].unique())
 
 
 class Axes(NamedTuple):
@@ -297,6 +309,54 @@ def principal_axes(blocks: Iterator[torch.Tensor]) -> Axes:
     mean = total.double().cpu() / n
     variances, directions = torch.linalg.eigh(squares.double().cpu() / n - torch.outer(mean, mean))
     return Axes(directions.flip(1), variances.flip(0))
+
+
+def start_of(
+    axes: Axes, x: Rows | MadeRows, teachers: Sequence[Rows | MadeRows], rows: np.ndarray, trust: float
+) -> torch.Tensor:
+    """Where the map starts from: between the principal axes of x and what predicts the teachers' embeddings best.
+
+    With t = x whitened, v the variances of x, and P the ridge regression of a teacher's embeddings on t, the directions
+    are the eigenvectors of (1 - trust) · diag(v) / Σ v + trust · PᵀP / ‖P‖², by falling eigenvalue, each times its
+    root: with trust 0 the principal axes of x, with trust 1 reduced-rank regression.
+
+    Args:
+        rows: the numbers of those to compute it from.
+        trust: 0 to 1.
+
+    Returns:
+        (F, F), float64, on the CPU, along the axes of x: its first d rows are the map to d dimensions.
+    """
+    if trust == 0 or all(teacher is x for teacher in teachers):
+        return torch.eye(x.columns, dtype=torch.float64)
+    variances = axes.variances.clamp_min(1e-12 * axes.variances[0].clamp_min(1e-30))
+    deviations = variances.sqrt()
+    of_both = torch.diag((1 - trust) * variances / variances.sum())
+    for teacher in teachers:
+        P = covariance(x, teacher, rows) @ axes.directions * deviations / (variances + RIDGE * variances.mean())
+        of_both += trust / len(teachers) * P.T @ P / P.square().sum().clamp_min(1e-30)
+    eigenvalues, directions = torch.linalg.eigh(of_both)
+    return (directions * eigenvalues.clamp_min(0).sqrt()).flip(1).T / deviations
+
+
+def trust_in_teachers(classes: int, columns: int) -> float:
+    """How far the map starts from what the teachers hold similar: classes² / (classes² + F²), at most `MOST_TRUST`.
+
+    A teacher that was trained on few classes knows little of others, and the features' own axes are safer.
+    """
+    return min(classes**2 / (classes**2 + columns**2), MOST_TRUST)
+
+
+def covariance(x: Rows | MadeRows, e: Rows | MadeRows, rows: np.ndarray) -> torch.Tensor:
+    """Of e and x over these rows, (k, F), float64, on the CPU."""
+    sum_x, sum_e, products = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    for first in range(0, len(rows), BLOCK_ROWS):
+        x_block, e_block = (of.take(rows[first : first + BLOCK_ROWS]) for of in (x, e))
+        sum_x = sum_x.to(x_block) + x_block.sum(dim=0)
+        sum_e = sum_e.to(x_block) + e_block.sum(dim=0)
+        products = products.to(x_block) + e_block.T @ x_block
+    mean_x, mean_e, mean_product = (total.double().cpu() / len(rows) for total in (sum_x, sum_e, products))
+    return mean_product - torch.outer(mean_e, mean_x)
 
 
 def blocks_of(x: Rows | MadeRows, rows: np.ndarray) -> Iterator[torch.Tensor]:

@@ -19,10 +19,11 @@ def make_model(variant=None, objective=losses.MultiSimilarityLoss, **options):
     return make_trunk(), embedder, loss_func
 
 
-def epoch_loader(batch_size, per_class=4, samples=80):
-    """Of the first digits that are trained on; the order is drawn by `per_class` alone."""
+def epoch_loader(batch_size, process=0, processes=1):
+    """Four batches of 20 an epoch, or two of 40: 80 of the first digits that are trained on, fours of a class."""
     digits = dataset(train=True)
-    sampler = EpochSampler(digits.tensors[1][:200], m=per_class, length_before_new_iter=samples)
+    sampler = EpochSampler(digits.tensors[1][:200], m=4, length_before_new_iter=80)
+    sampler.process, sampler.processes = process, processes
     return DataLoader(Subset(digits, range(200)), batch_size, sampler=sampler)
 
 

@@ -122,6 +122,31 @@ def test_without_steps_it_is_the_pca_of_what_is_mapped(of_features):
     assert np.linalg.norm(W, axis=1) == pytest.approx(np.ones(5), abs=1e-5)
 
 
+def test_with_many_classes_it_starts_nearer_to_what_predicts_the_teacher_best():
+    """Against the singular vectors of the two matrices, one above the other, and a regression by least squares."""
+    x, labels = made(rows=300, classes=100)
+    e = x @ rng(3).normal(size=(24, 6))
+    W = weight_of(compress(e, 5, features=x, labels=labels, steps=0))
+    unit, wanted = (m.astype(np.float64) / np.linalg.norm(m, axis=1, keepdims=True) for m in (x, e))
+    directions, deviations = axes(x)
+    whitened = (unit - unit.mean(0)) @ directions / deviations
+    # ridge: |P t - e|² + r |P / σ|², the penalty as rows of its own
+    penalty = np.diag(np.sqrt(len(x) * engine.RIDGE * np.mean(deviations**2)) / deviations)
+    targets = np.concatenate([wanted - wanted.mean(0), np.zeros((24, 6))])
+    P = np.linalg.lstsq(np.concatenate([whitened, penalty]), targets, rcond=None)[0].T
+    own = np.sqrt(0.7 / np.sum(deviations**2)) * np.diag(deviations)  # 100² / (100² + 24²) is more than 0.3
+    _, values, V = np.linalg.svd(np.concatenate([own, np.sqrt(0.3) * P / np.linalg.norm(P)]))
+    expected = values[:5, None] * V[:5] / deviations @ directions.T
+    expected *= np.sqrt(5) / np.linalg.norm(expected)
+    signs = np.sign(np.sum(W * expected, axis=1, keepdims=True))
+    assert W * signs == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("classes", "columns", "trust"), [(0, 8, 0.0), (10, 1280, 100 / 1638500), (3000, 1280, 0.3)])
+def test_teachers_are_trusted_that_know_many_classes(classes, columns, trust):
+    assert engine.trust_in_teachers(classes, columns) == pytest.approx(trust)
+
+
 @pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize("size", [2, 4, 12])
 def test_it_is_nearer_than_pca_in_its_own_objective(size, labelled):
@@ -220,7 +245,7 @@ def test_it_is_the_same_under_inference_mode_and_autocast():
     assert compress(torch.from_numpy(x), 4, **FEW).weight.requires_grad
 
 
-@pytest.mark.parametrize(("classes", "rows"), [(1, 512), (41, 512), (1026, 513), (3678, 1839), (10_000, 2048)])
+@pytest.mark.parametrize(("classes", "rows"), [(1, 512), (41, 512), (459, 918), (1026, 2048), (10_000, 2048)])
 def test_subsets_grow_with_the_number_of_classes(classes, rows):
     labels = torch.arange(2 * classes) // 2
     assert engine.subset_rows_for(labels) == engine.subset_rows_for(torch.cat([labels, torch.full((9,), -1)])) == rows

@@ -211,7 +211,9 @@ def test_a_file_that_is_cut_short_or_missing(tmp_path):
 def test_a_head_without_parameters_and_a_compiled_embedder():
     x, labels = features()
     plain = consolidate(Embedder(F, F, nn.Identity()), x, labels, size=3, **FEW)
-    torch.testing.assert_close(weight(plain), compress(x, 3, labels=labels, **FEW).weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        weight(plain), compress(x, 3, features=x, labels=labels, **FEW).weight, rtol=1e-5, atol=1e-6
+    )
     made = embedder()
     compiled = consolidate(torch.compile(made), x, labels, **FEW)
     assert torch.equal(weight(compiled), weight(consolidate(made, x, labels, **FEW)))

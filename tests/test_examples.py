@@ -3,22 +3,16 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import images
 import numpy as np
 import pytest
 import torch
-from images import (
-    EMOJI_FOLDER,
-    EMOJI_SIDE,
-    EmojiDataset,
-    ImageFolderDataset,
-    make_augmentation,
-    read_sheet,
-    split_classes,
-)
+from images import EMOJI_FOLDER, EmojiDataset, ImageFolderDataset, make_augmentation, split_classes
 from measures import evaluate
 from models import build
 from network import SmallResNet
@@ -75,11 +69,12 @@ def test_emoji_sheets_are_small_and_every_set_is_attributed():
     assert text.count("MIT") == 1
 
 
-def test_a_sheet_that_is_cut_short_is_named(tmp_path):
-    sheet = tmp_path / "noto.webp"
-    sheet.write_bytes((EMOJI_FOLDER / "noto.webp").read_bytes()[:20_000])
+def test_a_sheet_that_is_cut_short_is_named(tmp_path, monkeypatch):
+    shutil.copytree(EMOJI_FOLDER, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "noto.webp").write_bytes((EMOJI_FOLDER / "noto.webp").read_bytes()[:20_000])
+    monkeypatch.setattr(images, "EMOJI_FOLDER", tmp_path)
     with pytest.raises(ValueError, match=r"cannot read the sheet of drawings .*noto.webp .*git checkout"):
-        read_sheet(sheet, EMOJI_SIDE, "git checkout")
+        EmojiDataset(train=True)
 
 
 def test_the_split_depends_on_the_names_alone():

@@ -26,6 +26,7 @@ from study.study import (
     TRIED,
     missing,
     read,
+    tables_page,
     written_between,
 )
 from study.tables import Case, Found
@@ -82,6 +83,8 @@ def test_a_result_that_is_there_is_not_measured_again():
     sizes = missing(chosen(questions=["sizes"], sizes=[64]), [])
     assert {model.trained for model in sizes} == {64}
     assert "photos 10" not in {model.training for model in sizes}
+    assert not missing(chosen(questions=["sizes of icons"]), [])  # not in this repository: asked for alone
+    assert missing(chosen(questions=["sizes of icons"], trainings=["icons 5"]), [])
     assert {m.training for m in missing(chosen(questions=["sizes"], trainings=["photos 10"]), [])} == {"photos 10"}
 
 
@@ -161,7 +164,7 @@ def test_supcon_is_ntxent_where_each_sample_has_one_positive():
 
 def test_the_tables_of_the_docs_are_those_of_the_published_results():
     records = read(PUBLISHED)
-    assert TABLES.read_text() == tables.page(records)
+    assert TABLES.read_text() == tables_page(records)
     assert PAGE.read_text() == written_between(PAGE, BEGIN, END, tables.in_short(Found.of(records)))
     text = compress_tables.tables(records) + "\n\n## What was tried\n\n" + compress_tables.tried(read(TRIED))
     assert COMPRESS_PAGE.read_text() == written_between(COMPRESS_PAGE, BEGIN, END, text)

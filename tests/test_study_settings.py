@@ -1,12 +1,16 @@
 """The study's settings: what is trained on, held out and shown to the trunk, of activations made up here."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from study import pretrained
+from study.cuts import Trained
 from study.pretrained import FEATURES, VIEWS
 from study.settings import EMOJI, SETTINGS, Setting, cache_of
 from study.training import batches
+from torch import nn
 
 from pml_s2sd.training_features import TURNS
 
@@ -28,7 +32,9 @@ def cache(tmp_path):
 
 def test_photographs_have_a_file_of_their_own(tmp_path):
     assert {cache_of(name, tmp_path) for name in EMOJI} == {tmp_path / "study-activations.pt"}
-    assert {cache_of(name, tmp_path) for name in set(SETTINGS) - set(EMOJI)} == {tmp_path / "photos-activations.pt"}
+    assert cache_of("icons", tmp_path) == tmp_path / "icons-activations.pt"
+    others = set(SETTINGS) - {*EMOJI, "icons"}
+    assert {cache_of(name, tmp_path) for name in others} == {tmp_path / "photos-activations.pt"}
 
 
 def test_a_frozen_trunk_is_shown_features_a_tuned_one_activations(cache):
@@ -73,6 +79,43 @@ def test_without_activations_the_folder_of_photographs_is_asked_for(tmp_path):
         ValueError, match=r"no activations of the photographs in .*--photos FOLDER, .* a clone of https"
     ):
         Setting("photos", cache_of("photos", tmp_path))
+
+
+@pytest.fixture
+def few_icons(monkeypatch):
+    """Six grey images of three classes, and a trunk whose features tell in which direction they look."""
+    halves = {}
+    for train in (True, False):
+        grey = torch.randint(256, (6, 1, 12, 12), dtype=torch.uint8)
+        halves[train] = SimpleNamespace(images=grey.expand(-1, 3, -1, -1), labels=torch.arange(6) // 2)
+    convolution = nn.Conv2d(3, 4, 5).requires_grad_(False)
+    monkeypatch.setattr(pretrained, "IconsDataset", lambda train, folder: halves[train])
+    monkeypatch.setattr(pretrained, "Front", lambda side: convolution)
+    monkeypatch.setattr(pretrained, "LastBlocks", nn.ReLU)
+    monkeypatch.setattr(pretrained, "make_augmentation", lambda: torch.sqrt)
+    return halves, lambda x: convolution(x).half().float().relu().mean((2, 3))
+
+
+def test_of_icons_features_alone_are_kept_and_three_ways_to_turn(few_icons, tmp_path):
+    halves, features = few_icons
+    setting = Setting("icons", cache_of("icons", tmp_path), icons=tmp_path)
+    made = torch.load(cache_of("icons", tmp_path))
+    assert set(made) == {"train_features", "turned_features", "test_features", "train_labels", "test_labels"}
+    images = halves[True].images / 255
+    torch.testing.assert_close(setting.train, torch.stack([features(images), *[features(images.sqrt())] * (VIEWS - 1)]))
+    torch.testing.assert_close(setting.turned, torch.stack([features(images.rot90(k, (2, 3))) for k in (1, 2, 3)]))
+    torch.testing.assert_close(setting.test, features(halves[False].images / 255))
+    again = Setting("icons", cache_of("icons", tmp_path), icons=tmp_path / "gone", epochs=3)
+    torch.testing.assert_close(again.train, setting.train)
+
+    rows, labels = Trained(nn.Sequential(nn.Identity(), nn.Linear(4, 2)), setting, seed=0).with_turned
+    torch.testing.assert_close(rows.features, torch.cat([*setting.train, *setting.turned]))
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2] * VIEWS + [3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11]
+
+
+def test_without_icons_the_command_that_draws_them_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no .*index.csv; expected .* make icons"):
+        Setting("icons", cache_of("icons", tmp_path), icons=tmp_path)
 
 
 def test_emoji_from_scratch_are_augmented_anew():

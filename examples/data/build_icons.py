@@ -113,7 +113,7 @@ VERSIONS: dict[str, str] = {
     "weui": "1.2.4",
     "wpf": "1.2.0",
 }
-"""Older sets first: they keep a drawing that others copied."""
+"""The first eleven are old ones, which others copied."""
 PERMISSIVE = ("MIT", "ISC", "BSD-3-Clause", "Apache-2.0", "CC0-1.0", "Unlicense", "CC-BY-4.0")
 STYLES = (
     *("outline", "outlined", "line", "linear", "stroke", "filled", "fill", "solid", "bold", "regular", "light", "thin"),

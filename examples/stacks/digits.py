@@ -1,5 +1,8 @@
 """What the examples beside this file share: scikit-learn's digits. 0 to 4 are trained on, 5 to 9 are retrieved."""
 
+from collections.abc import Iterator
+from itertools import islice
+
 import numpy as np
 import torch
 from pytorch_metric_learning.samplers import MPerClassSampler
@@ -20,17 +23,30 @@ def dataset(train: bool) -> TensorDataset:
 
 
 class EpochSampler(MPerClassSampler):
-    """The same samples in epoch n on every process, also of a run that was resumed: trainers call `set_epoch`."""
+    """As many of every class in a batch; the same samples in epoch n; each of several processes takes its part of them.
+
+    Trainers call `set_epoch`: a resumed run goes on with the samples that it would have had.
+    """
+
+    process, processes = 0, 1
 
     def set_epoch(self, epoch: int) -> None:
         np.random.seed(epoch)  # PML's samplers draw from NumPy's global state, which most checkpoints do not hold
         self.labels.sort()  # they shuffle them in place
 
+    def __iter__(self) -> Iterator[int]:
+        return islice(super().__iter__(), self.process, None, self.processes)
 
-def training_loader(batch_size: int = 100) -> DataLoader:
-    """Batches of as many of every class."""
+    def __len__(self) -> int:
+        return super().__len__() // self.processes
+
+
+def training_loader(batch_size: int = 100, process: int = 0, processes: int = 1) -> DataLoader:
+    """Batches of `batch_size` samples of each process."""
     digits = dataset(train=True)
-    sampler = EpochSampler(digits.tensors[1], m=batch_size // 5, length_before_new_iter=len(digits))
+    per_class = batch_size * processes // 5
+    sampler = EpochSampler(digits.tensors[1], m=per_class, length_before_new_iter=len(digits))
+    sampler.process, sampler.processes = process, processes
     return DataLoader(digits, batch_size, sampler=sampler, drop_last=True)
 
 

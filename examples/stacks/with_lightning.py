@@ -17,9 +17,11 @@ class Retrieval(lightning.LightningModule):
         self.trunk, objective = make_trunk(), DistributedLossWrapper(losses.MultiSimilarityLoss())
         self.embedder, self.loss_func = s2sd(objective, FEATURES, SIZE)
 
+    def train_dataloader(self):  # the sampler that Lightning would put in would mix the batches' classes
+        return training_loader(50, self.global_rank, self.trainer.world_size)
+
     def training_step(self, batch, batch_number):
-        images, labels = batch
-        loss = self.loss_func(self.embedder(self.trunk(images)), labels)
+        loss = self.loss_func(self.embedder(self.trunk(batch[0])), batch[1])
         self.log_dict(self.loss_func.terms)
         return loss
 
@@ -32,8 +34,7 @@ class Retrieval(lightning.LightningModule):
 
 
 if __name__ == "__main__":
-    lightning.seed_everything(0)
     options = {"precision": "bf16-mixed", "accumulate_grad_batches": 2, "gradient_clip_val": 1.0, "max_epochs": 10}
-    trainer = lightning.Trainer(accelerator="cpu", devices=int(sys.argv[1]) if sys.argv[1:] else 1, **options)
-    trainer.fit(module := Retrieval(), training_loader(), ckpt_path=None)  # or a checkpoint, to go on from it
+    options |= {"accelerator": "cpu", "devices": int(sys.argv[-1]) if sys.argv[1:] else 1}
+    lightning.Trainer(use_distributed_sampler=False, **options).fit(module := Retrieval())  # or fit(…, ckpt_path=…)
     print(f"Recall@1 of {SIZE} numbers: {recall_at_1(module.deployed):.3f}")

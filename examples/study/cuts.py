@@ -14,6 +14,7 @@ from torch import nn
 
 from pml_s2sd import compress, consolidate
 from pml_s2sd.embedder import Embedder
+from study.coded import CODED_SIZES, FACTORIES, Projected, coded
 from study.pretrained import VIEWS
 from study.settings import Setting
 from study.training import PREFIXES, retrieval
@@ -51,6 +52,7 @@ class Trained:
         self.model, self.setting, self.seed = model.eval(), setting, seed
         self.test = embedded(model, setting.test_batches())
         self.labels = setting.train_labels.repeat(VIEWS).to(setting.device)
+        self._maps: dict[tuple[bool, ...], dict[int, nn.Linear]] = {}
 
     @cached_property
     def rows(self) -> Rows:
@@ -66,6 +68,31 @@ class Trained:
         of_turned = (self.setting.train_labels + new_classes[:, None]).flatten().to(self.labels)
         rows = Rows(*(torch.cat(pair) for pair in zip(self.rows, turned, strict=True)))
         return rows, torch.cat([self.labels, of_turned])
+
+    @cached_property
+    def principal(self) -> Projected:
+        """The embeddings along the principal axes of those of the training images: of these, and of the test images."""
+        known = self.rows.embeddings.cpu().numpy()
+        axes = PCA(svd_solver="covariance_eigh").fit(known)
+        known, test = (axes.transform(rows) for rows in (known, self.test.embeddings.cpu().numpy()))
+        return torch.from_numpy(known).to(self.setting.device), torch.from_numpy(test).to(self.setting.device)
+
+    def maps(
+        self, sizes: Sequence[int], *, with_labels: bool = False, turned: bool = False, features: bool = True
+    ) -> dict[int, nn.Linear]:
+        """`compress`'s, of normalised features or embeddings; each is trained once, those of one call side by side."""
+        made = self._maps.setdefault((with_labels, turned, features), {})
+        wanted = [size for size in sizes if size not in made]
+        if wanted:
+            learned, labels = self.with_turned if turned else (self.rows, self.labels)
+            made |= compress(
+                learned.embeddings,
+                wanted,
+                labels=labels if with_labels else None,
+                features=learned.features if features else None,
+                seed=self.seed,
+            )
+        return {size: made[size] for size in sizes}
 
     def figures(self, embeddings: torch.Tensor, **more: float) -> dict[str, float]:
         return {**retrieval(embeddings, self.setting.test_labels), **more}
@@ -100,20 +127,30 @@ def lda(of: Trained) -> Cut:
 
 
 def compressed(of: Trained, with_labels: bool = False, turned: bool = False, features: bool = True) -> Cut:
-    learned, labels = of.with_turned if turned else (of.rows, of.labels)
     started = time.perf_counter()
-    maps = compress(
-        learned.embeddings,
-        list(SIZES),
-        labels=labels if with_labels else None,
-        features=learned.features if features else None,
-        seed=of.seed,
-    )
+    maps = of.maps(SIZES, with_labels=with_labels, turned=turned, features=features)
     seconds = round(time.perf_counter() - started, 2)
     x = nn.functional.normalize(of.test.features if features else of.test.embeddings)
     for size in SIZES:
         with torch.no_grad():
             yield size, of.figures(maps[size](x), seconds=seconds)
+
+
+def whole(of: Trained) -> Iterator[Projected]:
+    """To be coded, as are the following: the embeddings themselves."""
+    yield of.rows.embeddings, of.test.embeddings
+
+
+def principal(of: Trained) -> Iterator[Projected]:
+    for size in CODED_SIZES:
+        yield of.principal[0][:, :size], of.principal[1][:, :size]
+
+
+@torch.no_grad()
+def mapped(of: Trained, turned: bool = False) -> Iterator[Projected]:
+    """Compressed with labels."""
+    for layer in of.maps(CODED_SIZES, with_labels=True, turned=turned).values():
+        yield layer(nn.functional.normalize(of.rows.features)), layer(nn.functional.normalize(of.test.features))
 
 
 def consolidated(of: Trained, embedder: Embedder | None = None, with_labels: bool = True, turned: bool = False) -> Cut:
@@ -158,4 +195,8 @@ CUTS: dict[str, Callable[[Trained], Cut]] = {
     **COMPRESSED,
     **CONSOLIDATED,
     "labels alone": labels_alone,
+    **coded(ITSELF, whole, FACTORIES),
+    **coded("PCA", principal),
+    **coded(WITH_LABELS, mapped),
+    **coded(WITH_TURNED, lambda of: mapped(of, turned=True)),
 }

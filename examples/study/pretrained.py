@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from checkpoints import save_whole
 from groceries import GroceriesDataset
-from icons import IconsDataset
+from icons import ICONS_SIDE, IconsDataset
 from images import DrawingsDataset, EmojiDataset, make_augmentation
 from kornia.augmentation import RandomHorizontalFlip
 from pretrained import FEATURES as FEATURES
@@ -58,9 +58,12 @@ def photographs(folder: Path) -> Pictures:
 
 
 def icons(folder: Path) -> Pictures:
-    """Enlarged to 96 pixels, which tells them better apart than their own 64. Of so many, features alone are kept."""
+    """Of their own 64 pixels: the front takes less time than for 96, which tells them better apart.
+
+    Of so many, features alone are kept. Grey images are the same with their colours exchanged.
+    """
     load = partial(IconsDataset, folder=folder)
-    return Pictures(load, side=96, augment=make_augmentation(), turns=3, activations=False)
+    return Pictures(load, ICONS_SIDE, make_augmentation(), turns=3, activations=False)
 
 
 def activations(cache: Path, pictures: Callable[[], Pictures], device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from study.coded import CODED_SIZES, CODES, CODES_OF_LARGE, OPQ_OF_LARGE, coded_cut
 from study.cuts import COMPRESSED, ITSELF, WITH_LABELS, WITH_TURNED
 from study.ways import DELAYS, GAMMAS, LARGE
 
@@ -60,6 +61,9 @@ EMOJI, PHOTOS = dict.fromkeys(TRAININGS[:4], COMPARED), {"photos 10": COMPARED, 
 ICONS = {"icons 5": COMPARED}
 CLOSER = {"frozen 10": EXAMINED, "photos 10": EXAMINED, "tuned 5": MAIN}
 """Where questions look closer."""
+CODED = (*CODES_OF_LARGE, *(coded_cut("PCA", code) for code in CODES))
+"""Of the model trained at 1,024: itself and its PCA, in codes."""
+CODED_LABELS, CODED_TURNED = ([coded_cut(cut, code) for code in CODES] for cut in (WITH_LABELS, WITH_TURNED))
 CONVERGED = {
     "frozen": {32: 30, 64: 30, LARGE: 30},
     "photos": {32: 10, 64: 10, LARGE: 10},
@@ -94,6 +98,11 @@ QUESTIONS = {
     "sources": Question({"tuned 5": MAIN}, ["heads alone", "distillation alone"]),
     "gamma": Question({"frozen 10": MAIN}, [f"γ = {gamma:g}" for gamma in GAMMAS]),
     "delay": Question({"frozen 10": MAIN}, [f"delay {share}" for share in DELAYS]),
+    "bytes": Question(CLOSER, sizes=CODED_SIZES, cuts=CODES),
+    "bytes of 1,024": Question(CLOSER, sizes=(LARGE,), cuts=CODED),
+    "bytes of S2SD": Question({"frozen 10": EXAMINED, "tuned 5": MAIN}, sizes=(LARGE,), cuts=CODED_TURNED),
+    "bytes of S2SD, photographs": Question({"photos 10": EXAMINED}, sizes=(LARGE,), cuts=CODED_LABELS),
+    "bytes by OPQ": Question(CLOSER, sizes=(LARGE,), cuts=OPQ_OF_LARGE),
     **{
         f"converged, {setting}, {size}": Question(
             {f"{setting} {epochs}": EXAMINED},

@@ -28,7 +28,7 @@ from icons import ICONS_FOLDER
 from results import write_text
 from tqdm import tqdm
 
-from study import compress_tables, tables
+from study import byte_tables, compress_tables, tables
 from study.cuts import CUTS, Trained
 from study.plots import plot_gains, plot_sizes
 from study.questions import COMPARED, QUESTIONS, SEEDS, TRAININGS, Training, Wanted
@@ -151,19 +151,26 @@ def main() -> None:
     if chosen.measure:
         in_parallel(chosen, measured, list(missing(chosen, read(chosen.results)).items()), chosen.device)
     records = read(chosen.results)
-    print(tables.tables(records))
+    print(f"{tables.tables(records)}\n\n{byte_tables.tables(records)}")
     if chosen.publish:
         publish(records)
 
 
 def publish(records: Sequence[dict[str, Any]]) -> None:
     found = Found.of(records)
-    write_text(TABLES, tables.page(records))
+    write_text(TABLES, tables_page(records))
     write_text(PAGE, written_between(PAGE, BEGIN, END, tables.in_short(found)))
     text = compress_tables.tables(records) + "\n\n## What was tried\n\n" + compress_tables.tried(read(TRIED))
     write_text(COMPRESS_PAGE, written_between(COMPRESS_PAGE, BEGIN, END, text))
     plot_gains(found, DOCS / "study_gains.png")
     plot_sizes(found, DOCS / "study_sizes.png")
+    byte_tables.plot(records, DOCS / "study_bytes.png")
+
+
+def tables_page(records: Sequence[dict[str, Any]]) -> str:
+    """docs/study_tables.md."""
+    by_bytes = byte_tables.tables(records)
+    return tables.page(records) + (f"\n{by_bytes}\n" if by_bytes else "")
 
 
 def written_between(page: Path, begin: str, end: str, text: str) -> str:

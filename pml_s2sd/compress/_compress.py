@@ -49,7 +49,7 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
         rows: the numbers of the rows to train on, (M,), M at least 2, where not all are to be: no copy is made.
         label_weight: λ ≥ 0.
         temperature: T > 0.
-        subset_rows: rows of a subset S; by default 512, or half as many as there are classes, 2048 at most.
+        subset_rows: rows of a subset S; by default 512, or twice as many as there are classes, 2048 at most.
         steps: subsets, each drawn anew.
         learning_rate: of Adam, decaying to 0 by a cosine.
         seed: the same one gives the same map; a generator is drawn from once.
