@@ -53,10 +53,10 @@ class S2SDLoss(nn.Module):
 
         KL(D^z, D^t) = T² / B · Σ_rows KL( softmax(D^t / T) ‖ softmax(D^z / T) ),  no gradient into t
 
-    z are the base embeddings, a_i the m auxiliary ones, φ the features. D^x holds the similarities of the rows of x
-    with each other. With m = 0 the bracket is L(z) alone, and there is no second term. With ``base_gradient=False`` the
-    base head does not change the features, so L(z) and the L(a_i) train nothing in common. The ½ is then left out, and
-    the trunk is trained as by the objective alone at the larger size.
+    z are the base embeddings, a_i the m auxiliary ones, φ the features. D^x holds the similarities of the rows
+    of x. With m = 0 the bracket is L(z) alone, and there is no second term. With ``base_gradient=False`` the base
+    head does not change the features, so L(z) and the L(a_i) train nothing in common. The ½ is then left out, and the
+    trunk is trained as by the objective alone at the larger size.
 
     This is always the outermost loss; PML's wrappers go inside.
 

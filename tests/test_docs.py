@@ -93,6 +93,18 @@ def test_consolidation():
     torch.testing.assert_close(names["features"][:60], names["trunk"](names["images"]).mean((2, 3)))
 
 
+def test_sizes_of_your_stack():
+    rows = re.findall(
+        r"^\| ([\d,]+) \(.*?\) \| (\d+) \| ([\d,]+) \| ([\d,]+) \|$", (DOCS / "stacks.md").read_text(), re.M
+    )
+    assert len(rows) == 4
+    for row in rows:
+        features, size, space, parameters = (int(number.replace(",", "")) for number in row)
+        embedder, _ = s2sd(losses.ContrastiveLoss(), features, size)
+        assert embedder.aux_sizes == (space,)
+        assert sum(p.numel() for p in embedder.aux_heads.parameters()) == parameters
+
+
 def test_settings():
     torch.manual_seed(0)
     names = {}
@@ -138,18 +150,6 @@ def test_start(tmp_path, monkeypatch, capsys):
     assert index.ntotal == len(seen) + len(unseen)
     assert [names["everything"].files[row] for row in rows[:, 0]] == unseen.files[:3]
     assert np.allclose(similarities, 1, atol=1e-3)
-
-
-def test_sizes_of_your_stack():
-    rows = re.findall(
-        r"^\| ([\d,]+) \(.*?\) \| (\d+) \| ([\d,]+) \| ([\d,]+) \|$", (DOCS / "stacks.md").read_text(), re.M
-    )
-    assert len(rows) == 4
-    for row in rows:
-        features, size, space, parameters = (int(number.replace(",", "")) for number in row)
-        embedder, _ = s2sd(losses.ContrastiveLoss(), features, size)
-        assert embedder.aux_sizes == (space,)
-        assert sum(p.numel() for p in embedder.aux_heads.parameters()) == parameters
 
 
 def test_every_metric_is_explained():
