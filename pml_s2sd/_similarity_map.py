@@ -336,6 +336,8 @@ def start_of(
         P = covariance(x, teacher, rows) @ axes.directions * deviations / (variances + RIDGE * variances.mean())
         of_both += trust / len(teachers) * P.T @ P / P.square().sum().clamp_min(1e-30)
     eigenvalues, directions = torch.linalg.eigh(of_both)
+    largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
+    directions = directions * largest.sign()  # rounding does not decide which way they point
     return (directions * eigenvalues.clamp_min(0).sqrt()).flip(1).T / deviations
 
 

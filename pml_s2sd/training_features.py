@@ -261,6 +261,11 @@ def _check_batch(inputs: Any, labels: Any, turned: bool, share: float) -> None:
         raise TypeError(f"turned needs a tensor of images, got {type(inputs).__name__}; leave it out")
     if turned and (inputs.dim() != 4 or inputs.shape[1] != 3 or inputs.shape[2] != inputs.shape[3]):
         raise ValueError(f"turned needs square colour images (B, 3, H, H), got shape {tuple(inputs.shape)}")
+    if turned and torch.equal(inputs[:, 0], inputs[:, 1]) and torch.equal(inputs[:, 0], inputs[:, 2]):
+        raise ValueError(
+            "turned exchanges colours, and all images of a batch are grey: new classes of theirs would be the same "
+            "images; leave turned out"
+        )
 
 
 def _check_output(maps: Any, samples: int, keep_maximum: bool) -> None:

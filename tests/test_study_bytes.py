@@ -12,6 +12,7 @@ from study.coded import CODED_SIZES, CODES, FACTORIES, coded_cut, figures
 from study.cuts import CUTS, ITSELF, WITH_LABELS, WITH_TURNED, Trained
 from study.pretrained import VIEWS
 from study.questions import CLOSER, LARGE, QUESTIONS, SEEDS, Training
+from study.settings import SETTINGS
 from study.tables import MAP, RECALL, recommended
 from study.training import retrieval
 
@@ -58,7 +59,7 @@ def test_one_bit_is_a_sign_of_each_dimension_after_a_rotation():
 class Features:
     """A setting: features of 40 samples to train on, in views and turned, and of 18 others."""
 
-    device = torch.device("cpu")
+    kind, device = SETTINGS["frozen"], torch.device("cpu")
     train_labels, test_labels = torch.arange(40) // 2, torch.arange(18) // 3
 
     def __init__(self):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
 from pml_s2sd import S2SDEmbedder, collect_features, consolidate
 from pml_s2sd.training_features import turn
@@ -360,3 +360,10 @@ def test_a_path_that_is_a_file(tmp_path):
     (tmp_path / "features").write_text("")
     with pytest.raises(ValueError, match="a file; give a folder"):
         collect_features(Trunk(), DataLoader(Images(), batch_size=4), path=tmp_path / "features")
+
+
+def test_grey_images_have_no_colours_to_exchange():
+    grey = TensorDataset(torch.rand(6, 1, 4, 4).expand(6, 3, 4, 4), torch.arange(6) // 2)
+    with pytest.raises(ValueError, match="all images of a batch are grey"):
+        collect_features(torch.nn.Conv2d(3, 5, 3), DataLoader(grey, 3), turned=True)
+    assert len(collect_features(torch.nn.Conv2d(3, 5, 3), DataLoader(grey, 3)).labels) == 6
