@@ -100,6 +100,12 @@ def test_s2sd_at_32_is_set_beside_its_rivals_paired_by_seed():
     assert row[-1] == "3"
 
 
+def test_at_a_glance_both_metrics_stand_in_a_cell():
+    records = results([40.0, 41.0]) + results([42.0, 44.0], trained=1024, cut=WITH_TURNED)
+    rows = cells(tables.at_a_glance(Found.of(records)))
+    assert rows[1:] == [["tuned 5", "1", f"+2.5 ± {half(2, 3):.1f} / +1.2 ± {half(1, 1.5):.1f}", "", "", ""]]
+
+
 def test_the_mean_over_objectives_is_taken_seed_by_seed():
     records = results([40.0, 41.0, 42.0]) + results([42.0, 42.0, 42.0], trained=1024, cut=WITH_TURNED)
     records += results([40.0, 40.0], objective="margin")
@@ -165,7 +171,7 @@ def test_supcon_is_ntxent_where_each_sample_has_one_positive():
 def test_the_tables_of_the_docs_are_those_of_the_published_results():
     records = read(PUBLISHED)
     assert TABLES.read_text() == tables_page(records)
-    assert PAGE.read_text() == written_between(PAGE, BEGIN, END, tables.in_short(Found.of(records)))
+    assert PAGE.read_text() == written_between(PAGE, BEGIN, END, tables.at_a_glance(Found.of(records)))
     text = compress_tables.tables(records) + "\n\n## What was tried\n\n" + compress_tables.tried(read(TRIED))
     assert COMPRESS_PAGE.read_text() == written_between(COMPRESS_PAGE, BEGIN, END, text)
 

@@ -159,7 +159,7 @@ def main() -> None:
 def publish(records: Sequence[dict[str, Any]]) -> None:
     found = Found.of(records)
     write_text(TABLES, tables_page(records))
-    write_text(PAGE, written_between(PAGE, BEGIN, END, tables.in_short(found)))
+    write_text(PAGE, written_between(PAGE, BEGIN, END, tables.at_a_glance(found)))
     text = compress_tables.tables(records) + "\n\n## What was tried\n\n" + compress_tables.tried(read(TRIED))
     write_text(COMPRESS_PAGE, written_between(COMPRESS_PAGE, BEGIN, END, text))
     plot_gains(found, DOCS / "study_gains.png")

@@ -151,8 +151,25 @@ def over_objectives(
     )
 
 
+GLANCE = RIVALS[:3] + RIVALS[4:]
+"""What the table of docs/study.md compares with."""
+
+
+def at_a_glance(found: Found) -> str:
+    """The table of docs/study.md: of each training the means over the objectives, Recall@1 / MAP@R."""
+    rows = []
+    for training in TRAININGS:
+        cells, objectives = [], 0
+        for rival in GLANCE:
+            of_both = [over_objectives(found, training, rival, metric) for metric in METRICS]
+            cells.append(" / ".join(interval([*by_seed.values()]) for by_seed, _ in of_both) if of_both[0][0] else "")
+            objectives = max(objectives, len(of_both[0][1]))
+        if any(cells):
+            rows.append([training, str(objectives), *cells])
+    return markdown_table(["S2SD at 32 less", "objectives", *(rival.title for rival in GLANCE)], rows)
+
+
 def in_short(found: Found) -> str:
-    """The table of docs/study.md."""
     return "\n\n".join(_in_short(found, metric) for metric in METRICS)
 
 
