@@ -65,7 +65,7 @@ CODED = (*CODES_OF_LARGE, *(coded_cut("PCA", code) for code in CODES))
 """Of the model trained at 1,024: itself and its PCA, in codes."""
 CODED_LABELS, CODED_TURNED = ([coded_cut(cut, code) for code in CODES] for cut in (WITH_LABELS, WITH_TURNED))
 CONVERGED = {
-    "frozen": {32: 30, 64: 30, LARGE: 30},
+    "frozen": {32: 30, 64: 30, LARGE: 10},
     "photos": {32: 10, 64: 10, LARGE: 10},
 }
 """By the size that is trained, the epochs that were best on held-out classes: see `study.epochs`."""
@@ -76,6 +76,7 @@ QUESTIONS = {
     "sizes of icons": Question(ICONS, sizes=(LARGE, 32, 64)),
     "cuts of icons": Question(ICONS, sizes=(LARGE,), cuts=("PCA", WITH_LABELS)),
     "cuts of photographs": Question(PHOTOS, sizes=(LARGE,), cuts=("PCA", "compressed", WITH_LABELS)),
+    "the large space for longer": Question({"frozen 30": MAIN}, sizes=(LARGE,), cuts=(ITSELF, "PCA", WITH_LABELS)),
     "axes": Question(CLOSER, sizes=(LARGE,), cuts=("PCA whitened", "LDA")),
     "axes of 128": Question(CLOSER, sizes=(128,), cuts=("PCA", "PCA whitened")),
     "teachers": Question(CLOSER, ["RKD, weight 10", "PKT, weight 1", "relaxed contrastive, weight 0.1"]),
