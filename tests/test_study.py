@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from few_features import FewFeatures
 from pytorch_metric_learning import losses
 from scipy import special, stats
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -15,7 +16,6 @@ from study.compress_bits import map_for_signs
 from study.cuts import CUTS, ITSELF, SIZES, WITH_LABELS, WITH_TURNED, Trained
 from study.pretrained import VIEWS
 from study.questions import COMPARED, CONVERGED, QUESTIONS, SEEDS, Training
-from study.settings import SETTINGS
 from study.study import (
     BEGIN,
     COMPRESS_PAGE,
@@ -35,7 +35,6 @@ from study.ways import RECIPES, TAUGHT, WAYS
 
 from pml_s2sd import compress
 from pml_s2sd.embedder import Embedder, S2SDEmbedder
-from pml_s2sd.training_features import TURNS
 
 
 def result(recall, seed, *, size=32, trained=None, cut=ITSELF, way="baseline", objective="supcon", training="tuned 5"):
@@ -141,7 +140,7 @@ def test_matryoshka_is_the_sum_over_prefixes():
 
 @pytest.mark.parametrize("cut", ["PCA", "PCA whitened", "LDA"])
 def test_axes_are_those_of_scikit_learn(cut):
-    setting = FewFeatures()
+    setting = FewFeatures(20, max(SIZES))
     embedder = Embedder(max(SIZES), 64)
     trained = Trained(torch.nn.Sequential(torch.nn.Identity(), embedder), setting, seed=0)
     with torch.no_grad():
@@ -198,28 +197,6 @@ def test_compress_is_counted_against_pca_and_against_training():
     assert ["supcon", "32", "41.0 / 20.5", "", "", f"{recall} / {of_map}", ""] in lines
 
 
-class FewFeatures:
-    """A setting: features of 20 samples to train on, in views and turned, and of 18 others."""
-
-    kind, device = SETTINGS["frozen"], torch.device("cpu")
-    train_labels, test_labels = torch.arange(20) // 2, torch.arange(18) // 3
-
-    def __init__(self):
-        generator = torch.Generator().manual_seed(0)
-        self.train = torch.randn(VIEWS, 20, max(SIZES), generator=generator)
-        self.turned = torch.randn(TURNS, 20, max(SIZES), generator=generator)
-        self.test = torch.randn(18, max(SIZES), generator=generator)
-
-    def train_batches(self, view):
-        return self.train[view].split(8)
-
-    def turned_batches(self, way):
-        return self.turned[way].split(8)
-
-    def test_batches(self):
-        return self.test.split(8)
-
-
 def test_consolidation_is_the_large_space_compressed_with_labels(monkeypatch):
     """Why every table has the one for the other."""
     for name in ("compress", "consolidate"):
@@ -227,7 +204,9 @@ def test_consolidation_is_the_large_space_compressed_with_labels(monkeypatch):
     torch.manual_seed(0)
     base = S2SDEmbedder(max(SIZES), 32, (128,), aux_head="linear")
     large = Embedder(max(SIZES), 128, base.aux_heads[0])
-    ours, theirs = (Trained(torch.nn.Sequential(torch.nn.Identity(), x), FewFeatures(), seed=0) for x in (base, large))
+    ours, theirs = (
+        Trained(torch.nn.Sequential(torch.nn.Identity(), x), FewFeatures(20, max(SIZES)), seed=0) for x in (base, large)
+    )
 
     def figures(cut, of):
         return {size: (f["precision_at_1"], f["mean_average_precision_at_r"]) for size, f in CUTS[cut](of)}

@@ -6,18 +6,16 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from few_features import FewFeatures
 from scipy import stats
 from study import byte_tables, cuts
 from study.coded import CODED_SIZES, CODES, FACTORIES, coded_cut, figures
 from study.cuts import CUTS, ITSELF, WITH_LABELS, WITH_TURNED, Trained
-from study.pretrained import VIEWS
 from study.questions import CLOSER, LARGE, QUESTIONS, SEEDS, Training
-from study.settings import SETTINGS
 from study.tables import MAP, RECALL, recommended
 from study.training import retrieval
 
 from pml_s2sd.embedder import Embedder
-from pml_s2sd.training_features import TURNS
 
 
 def made(rows, columns=16, seed=0):
@@ -56,35 +54,13 @@ def test_one_bit_is_a_sign_of_each_dimension_after_a_rotation():
     assert len(np.unique(np.abs(decoded[0]).round(3))) > 10  # of the rotation, not of the dimensions as they are
 
 
-class Features:
-    """A setting: features of 40 samples to train on, in views and turned, and of 18 others."""
-
-    kind, device = SETTINGS["frozen"], torch.device("cpu")
-    train_labels, test_labels = torch.arange(40) // 2, torch.arange(18) // 3
-
-    def __init__(self):
-        generator = torch.Generator().manual_seed(0)
-        self.train = torch.randn(VIEWS, 40, max(CODED_SIZES), generator=generator)
-        self.turned = torch.randn(TURNS, 40, max(CODED_SIZES), generator=generator)
-        self.test = torch.randn(18, max(CODED_SIZES), generator=generator)
-
-    def train_batches(self, view):
-        return self.train[view].split(8)
-
-    def turned_batches(self, way):
-        return self.turned[way].split(8)
-
-    def test_batches(self):
-        return self.test.split(8)
-
-
 def test_a_cut_in_codes_is_that_cut_and_its_maps_are_trained_once(monkeypatch):
     trained = []
     compress = functools.partial(cuts.compress, steps=5)
     monkeypatch.setattr(cuts, "compress", lambda e, sizes, **more: trained.append(sizes) or compress(e, sizes, **more))
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Identity(), Embedder(max(CODED_SIZES), 160))
-    together = Trained(model, Features(), seed=0)
+    together = Trained(model, FewFeatures(40, max(CODED_SIZES)), seed=0)
 
     def of(cut, model):
         return {size: (f[RECALL], f[MAP]) for size, f in CUTS[cut](model) if size in CODED_SIZES}
@@ -94,7 +70,7 @@ def test_a_cut_in_codes_is_that_cut_and_its_maps_are_trained_once(monkeypatch):
         of(coded_cut(cut, "int8"), together)
         assert {size: coded[size] for size in plain} == {size: pytest.approx(plain[size], abs=2e-3) for size in plain}
         assert set(coded) == set(CODED_SIZES)
-        assert of(coded_cut(cut, "float32"), Trained(model, Features(), seed=0)) == coded
+        assert of(coded_cut(cut, "float32"), Trained(model, FewFeatures(40, max(CODED_SIZES)), seed=0)) == coded
     assert trained == 2 * [[8, 16, 32, 64], [128], [16, 32, 64, 128]]  # plain; what is missing of it; the other model
 
 
