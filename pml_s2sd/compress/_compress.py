@@ -37,7 +37,8 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
         min over W:  KL( softmax( (e_S e_Sᵀ + λ [y_i = y_j]) / T ) ‖ softmax( cos(x_S W) / T ) ),  over subsets S
 
     e are the embeddings, normalised, x the features or the embeddings themselves; nobody is compared with
-    itself. It starts from PCA; with features and many classes, nearer to what predicts e best. Seconds on a CPU; time hardly grows with N.
+    itself. It starts from PCA; with features and many classes, nearer to what predicts e best. Seconds on a CPU; time
+    hardly grows with N.
 
     Args:
         embeddings: e, (N, k), N at least 2, of any model: a tensor or array of float16, float32 or float64,
