@@ -128,6 +128,12 @@ def compress_scale(figures: dict[str, Any]) -> str:
     return rows_of(header, ([way, f["seconds"], f["MiB above the input"]] for way, f in ways.items()))
 
 
+def compress_shards(figures: dict[str, Any]) -> str:
+    ((name, measured),) = ((name, f) for name, f in figures.items() if name.startswith("shards"))
+    header = [name.removeprefix("shards, "), "s", "MiB"]
+    return rows_of(header, ([what, f["seconds"], f["MiB"]] for what, f in measured.items()))
+
+
 def shown(value: float | None) -> str:
     """Three digits of what is below 10."""
     return "" if value is None else f"{value:.3g}" if value < 10 else f"{value:.0f}"
@@ -146,6 +152,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "evaluation_whole": ("evaluation_whole", evaluation_whole),
     "evaluation_gallery": ("evaluation_gallery", evaluation_gallery),
     "compress_scale": ("compress", compress_scale),
+    "compress_shards": ("compress", compress_shards),
 }
 
 
