@@ -3,8 +3,8 @@
 - scale: seconds, and MiB above the input, for 100,000 rows and a million, each in a process of its own, from memory and
   from a file that is memory-mapped; the ratio of the times. Of a mapped file only memory that is the process's own
   counts: pages of the file are the input.
-- shards: the same of two million rows of 256 float16 numbers in four files, a gigabyte, and then all of them mapped into
-  files by `map_files`: seconds, MiB.
+- shards: the same of two million rows of 256 float16 numbers in four files, a gigabyte, and of mapping all of them into
+  files by `map_files`.
 - gradient: milliseconds a step's gradient takes in closed form, and by autograd through `distillation.divergence`.
 
 Rows are made up: classes of ten about centres whose directions are used ever less. Linux.
@@ -20,14 +20,15 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from measure import medians, milliseconds, save, settings
 
 from pml_s2sd import compress
-from pml_s2sd.compress import map_files
 from pml_s2sd._similarity_map import Objective
+from pml_s2sd.compress import map_files
 from pml_s2sd.distillation import divergence, row_log_probs
 
 COLUMNS, SIZE, SUBSET_ROWS = 512, 64, 512
@@ -77,8 +78,7 @@ def own_mebibytes() -> float:
     return int(found[1]) / 1024
 
 
-def measured_here(path: str, where: str, threads: int) -> dict[str, float]:
-    torch.set_num_threads(threads)
+def measured_here(path: str, where: str) -> dict[str, float]:
     compress(np.random.default_rng(0).standard_normal((1000, 32), dtype=np.float32), 8, steps=2)  # loaded at first use
     embeddings = np.load(path) if where == "memory" else np.load(path, mmap_mode="r")
     with PeakMemory() as peak:
@@ -88,9 +88,8 @@ def measured_here(path: str, where: str, threads: int) -> dict[str, float]:
     return {"seconds": round(seconds, 2), "MiB above the input": round(peak.mebibytes)}
 
 
-def shards_measured_here(folder: str, threads: int) -> dict[str, dict[str, float]]:
+def shards_measured_here(folder: str) -> dict[str, dict[str, float]]:
     """Training a map of all files in a folder, and mapping them."""
-    torch.set_num_threads(threads)
     compress(np.random.default_rng(0).standard_normal((1000, 32), dtype=np.float32), 8, steps=2)  # loaded at first use
     files = sorted(Path(folder).glob("*.npy"))
     figures = {}
@@ -98,23 +97,23 @@ def shards_measured_here(folder: str, threads: int) -> dict[str, dict[str, float
         started = time.perf_counter()
         layer = compress(files, SIZE, subset_rows=SUBSET_ROWS)
         trained = time.perf_counter()
-    figures["the map trained"] = {"seconds": round(trained - started, 2), "MiB": round(peak.mebibytes)}
+    figures["the map trained"] = {"seconds": round(trained - started, 2), "MiB above the input": round(peak.mebibytes)}
     with PeakMemory() as peak:
         started = time.perf_counter()
         map_files(layer, files, Path(folder) / "small", dtype="float16")
         mapped = time.perf_counter()
-    figures["all rows mapped"] = {"seconds": round(mapped - started, 2), "MiB": round(peak.mebibytes)}
+    figures["all rows mapped"] = {"seconds": round(mapped - started, 2), "MiB above the input": round(peak.mebibytes)}
     return figures
 
 
-def in_a_process(threads: int, *of_one: object) -> dict[str, float]:
+def in_a_process(threads: int, *of_one: object) -> dict[str, Any]:
     """What is printed by this benchmark, run anew with --one."""
     command = [sys.executable, __file__, "--threads", str(threads), "--one", *map(str, of_one)]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(printed.splitlines()[-1])
 
 
-def shards(threads: int) -> dict[str, float]:
+def shards(threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for number in range(SHARDS):
             write_rows(Path(folder) / f"{number}.npy", OF_A_SHARD, SHARD_COLUMNS, "float16", seed=number)
@@ -166,11 +165,8 @@ def main() -> None:
     )
     if chosen.one:
         path, where = chosen.one
-        in_files = where == "shards"
-        measured = (
-            shards_measured_here(path, chosen.threads) if in_files else measured_here(*chosen.one, chosen.threads)
-        )
-        print(json.dumps(measured))
+        figures = shards_measured_here(path) if where == "shards" else measured_here(path, where)
+        print(json.dumps(figures))
         return
     figures = {
         f"scale, {COLUMNS} to {SIZE}": scale(chosen.rows, chosen.threads),
