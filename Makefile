@@ -52,11 +52,11 @@ test: $(PRETRAINED)
 
 $(RECIPES_INSTALLED): constraints-recipes.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(RECIPES)
-	$(RECIPES)/bin/python -m pip install --constraint constraints-recipes.txt --editable ".[recipes,stacks]"
+	$(RECIPES)/bin/python -m pip install --constraint constraints-recipes.txt --editable ".[recipes,stacks,databases]"
 	touch $@
 
 test-recipes: $(RECIPES_INSTALLED)
-	$(RECIPES)/bin/python -m pytest tests/test_paper_*.py tests/test_stacks_*.py
+	$(RECIPES)/bin/python -m pytest tests/test_paper_*.py tests/test_stacks_*.py tests/test_databases.py
 
 test-matrix: $(INSTALLED) $(PML_VERSIONS:%=$(VENV)/pml-%)
 	for version in $(PML_VERSIONS); do \
