@@ -1,4 +1,4 @@
-"""The two plots of docs/performance.md from benchmarks/results: where a step's time goes, and cost against batch size."""
+"""The two plots of docs/performance.md from benchmarks/results: where a step's time goes, and cost against B."""
 
 from __future__ import annotations
 

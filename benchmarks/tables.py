@@ -1,5 +1,5 @@
-"""The tables of docs/performance.md, performance_tables.md, evaluation.md and compress.md from benchmarks/results/: prints
-them, or puts them into the pages (--write)."""
+"""The tables of docs/performance.md, performance_tables.md, evaluation.md and compress.md from benchmarks/results/:
+prints them, or puts them into the pages (--write)."""
 
 from __future__ import annotations
 
