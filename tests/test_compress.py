@@ -384,7 +384,7 @@ def test_a_file_cut_short_or_absent_is_named(tmp_path):
         compress(tmp_path / "none.npy", 2)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("where", ["tensor", "array"])
 def test_on_a_gpu_it_is_the_cpus_map(where):
     x, labels = made()
