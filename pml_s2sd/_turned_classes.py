@@ -15,11 +15,16 @@ def turned_classes(labels: torch.Tensor, ways: torch.Tensor) -> torch.Tensor:
         labels: integers, below 2^59.
         ways: 0 where an image is not turned; they broadcast against labels.
     """
+    check_before_turning(labels)
+    return torch.where(labels < 0, labels, labels + ways * FIRST)
+
+
+def check_before_turning(labels: torch.Tensor) -> None:
+    """Labels that turned classes do not have."""
     if labels.numel() and int(labels.max()) >= FIRST:
         raise ValueError(
             f"turned makes labels from 2^59 on, and the largest is {int(labels.max())}; number the classes"
         )
-    return torch.where(labels < 0, labels, labels + ways * FIRST)
 
 
 def of_trained_classes(labels: torch.Tensor) -> torch.Tensor:
