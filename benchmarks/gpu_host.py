@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from gpu_step import MULTI_SIMILARITY, NEEDS_A_CARD, READS_NOTHING, REFERENCE, SMALL, LossStep
-from gpu_table import WAYS
+from gpu_table import NOT_PMLS, WAYS
 from measure import synchronize
 
 WAIT = "called a synchronizing CUDA operation"
@@ -26,19 +26,24 @@ STEPS, STEPS_SMALL = 10, 1
 def synchronisation(device: torch.device, small: bool) -> dict[str, Any]:
     """Waits in a step: of an objective that reads nothing on the host, where there may be none, and of one that does.
 
-    For the first torch's detector is set to error, and where it finds a wait the waits are counted. Of the second it
-    is said whose they are: PML's, or another's.
+    For the first torch's detector is set to error, and where it finds a wait the waits are counted. Of the second the
+    waits are counted by who reads.
     """
-    figures: dict[str, Any] = {"waits": {}, "MultiSimilarityLoss: waits": {}}
+    figures: dict[str, Any] = {"waits": {}, "MultiSimilarityLoss: waits": {}, NOT_PMLS: {}}
     sizes = SMALL if small else REFERENCE
     for way in WAYS:
         step, mining = (LossStep(way, objective, sizes, device) for objective in (READS_NOTHING, MULTI_SIMILARITY))
         for of_either in (step, mining):
             of_either()  # what is made at first use
         none = runs_without_waiting(step, device)
-        found = {"waits": 0 if none else counted(step, device).total(), "by": dict(counted(mining, device))}
-        figures["waits"][way] = found["waits"] if device.type == "cuda" else NEEDS_A_CARD
-        figures["MultiSimilarityLoss: waits"][way] = found["by"] if device.type == "cuda" else NEEDS_A_CARD
+        by_reader = counted(mining, device)
+        found = {
+            "waits": 0 if none else counted(step, device).total(),
+            "MultiSimilarityLoss: waits": dict(by_reader),
+            NOT_PMLS: by_reader.total() - by_reader["pytorch_metric_learning"],
+        }
+        for name, value in found.items():
+            figures[name][way] = value if device.type == "cuda" else NEEDS_A_CARD
     return figures
 
 

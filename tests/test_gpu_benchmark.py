@@ -45,7 +45,8 @@ def of_each_way(value):
 
 def test_waits_and_launches_need_a_card():
     assert dry_run("synchronisation") == {
-        name: of_each_way(NEEDS_A_CARD) for name in ("waits", "MultiSimilarityLoss: waits")
+        name: of_each_way(NEEDS_A_CARD)
+        for name in ("waits", "MultiSimilarityLoss: waits", "MultiSimilarityLoss: waits that are not PML's")
     }
     assert dry_run("launches") == {
         name: of_each_way(NEEDS_A_CARD) for name in ("kernels", "MultiSimilarityLoss: kernels")
