@@ -77,7 +77,7 @@ def network(device: torch.device, small: bool) -> dict[str, Any]:
 
 
 def with_peak(way: str, trunk: nn.Module, images: torch.Tensor) -> tuple[Training, int | str]:
-    """A training, and the most MiB that a step of it has held on the device, its parameters and Adam's state included."""
+    """A training, and the most MiB that a step holds on the device, parameters and Adam's state included."""
     if images.device.type != "cuda":
         return Training(way, trunk, images), NEEDS_A_CARD
     before = torch.cuda.memory_allocated()
