@@ -105,7 +105,7 @@ bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/deployed.py
 	$(VENV)/bin/python benchmarks/large_batch.py
 	$(VENV)/bin/python benchmarks/scaling.py
-	$(VENV)/bin/python benchmarks/compress.py --threads 2
+	$(VENV)/bin/python benchmarks/compress.py
 	$(VENV)/bin/python benchmarks/plot.py
 	$(VENV)/bin/python benchmarks/tables.py --write
 

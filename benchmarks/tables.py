@@ -125,11 +125,14 @@ def evaluation_gallery(figures: dict[str, Any]) -> str:
     return rows_of([name, *keys], ([index, *(shown(f.get(key)) for key in keys)] for index, f in indices.items()))
 
 
-def compress_scale(figures: dict[str, Any]) -> str:
-    ((name, measured),) = ((name, f) for name, f in figures.items() if name.startswith("scale"))
-    ways = {way: f for way, f in measured.items() if isinstance(f, dict)}
-    header = [name.removeprefix("scale, "), "s", "MiB above the input"]
-    return rows_of(header, ([way, f["seconds"], f["MiB above the input"]] for way, f in ways.items()))
+def compress_table(kind: str) -> Callable[[dict[str, Any]], str]:
+    def of_kind(figures: dict[str, Any]) -> str:
+        ((name, measured),) = ((name, f) for name, f in figures.items() if name.startswith(kind))
+        ways = {way: f for way, f in measured.items() if isinstance(f, dict)}
+        header = [name.removeprefix(f"{kind}, "), "s", "MiB above the input"]
+        return rows_of(header, ([way, f["seconds"], f["MiB above the input"]] for way, f in ways.items()))
+
+    return of_kind
 
 
 def gpu(rows: Callable[[dict[str, Any]], list[list[object]]]) -> Callable[[dict[str, Any]], str]:
@@ -157,7 +160,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "processes": ("scaling_processes", scaling("processes")),
     "evaluation_whole": ("evaluation_whole", evaluation_whole),
     "evaluation_gallery": ("evaluation_gallery", evaluation_gallery),
-    "compress_scale": ("compress", compress_scale),
+    "compress_scale": ("compress", compress_table("scale")),
+    "compress_shards": ("compress", compress_table("shards")),
     "gpu": ("gpu", gpu(gpu_table.steps)),
     "gpu_else": ("gpu", gpu(gpu_table.what_else)),
 }

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from ._argument_checks import check_int, check_number
+from ._matrices import Opened
+from ._shards import Shards
 from ._turned_classes import of_trained_classes
 from .distillation import row_log_probs
 
@@ -36,7 +38,7 @@ class Rows:
 
     Args:
         name: what messages call the matrix.
-        matrix: (N, k), floating point, finite: a tensor or array. A memory-mapped array is checked as it is read.
+        matrix: (N, k), floating point, finite: a tensor or array. What lies in files is checked as it is read.
         device: where rows are wanted.
         dtype: what rows are wanted in.
         rows: the numbers of those that will be asked for; None: all.
@@ -45,7 +47,7 @@ class Rows:
     def __init__(
         self,
         name: str,
-        matrix: torch.Tensor | np.ndarray,
+        matrix: Opened,
         device: torch.device,
         dtype: torch.dtype,
         rows: np.ndarray | None = None,
@@ -53,7 +55,7 @@ class Rows:
         self.name, self.device, self.dtype = name, device, dtype
         self.matrix = matrix.detach() if isinstance(matrix, torch.Tensor) else matrix
         self._checked = False
-        if not isinstance(matrix, np.memmap):
+        if not isinstance(matrix, np.memmap | Shards):
             for first in range(0, len(matrix) if rows is None else len(rows), BLOCK_ROWS):
                 block = slice(first, first + BLOCK_ROWS)
                 self._read(block if rows is None else rows[block])

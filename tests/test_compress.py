@@ -427,7 +427,8 @@ def test_a_step_reads_nothing_on_the_host():
 
 
 @pytest.mark.slow
-def test_the_pages_examples_run():
+def test_the_pages_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[1] / "docs" / "compress.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     names = {}
@@ -437,4 +438,6 @@ def test_the_pages_examples_run():
     assert names["small"].shape == (2000, 32)
     assert {size: layer.out_features for size, layer in names["of_sizes"].items()} == {8: 8, 16: 16}
     assert names["of_features"].in_features == 128
+    in_files = np.concatenate([np.load(path, mmap_mode="r") for path in names["small_files"]])
+    assert (in_files.shape, in_files.dtype) == ((2000, 32), np.float16)
     assert names["rows"][:, 0].tolist() == [0, 1, 2, 3, 4]
