@@ -7,6 +7,7 @@ import torch
 from check import Row, compare, table
 from deployed import program
 from measure import RESULTS, medians, read, save
+from plot import added, of_a_loss_step
 from resnet import PARAMETERS, resnet50
 from tables import TABLES, markdown, with_tables
 
@@ -101,3 +102,14 @@ def test_tables_are_put_between_their_marks_only():
     assert written.startswith("before\n\n<!-- table deployed -->\n") and written.endswith("<!-- end -->\n\nafter\n")
     assert "old" not in written and markdown("deployed", RESULTS) in written
     assert with_tables(written, RESULTS) == written
+
+
+def test_what_the_bars_are_made_of():
+    of_one = {
+        "milliseconds": {"whole": 9.0, "heads": 5.0, "base objective": 1.0},
+        "milliseconds over": {"auxiliary objectives": 2.0, "distillation": 0.5},
+    }
+    measured = {"margin": of_one, "margin, our miner": of_one, "recommended, margin": of_one, "optimizer step": {}}
+    parts = {"heads": 5.0, "base objective": 1.0, "auxiliary objectives": 2.0, "distillation": 0.5}
+    assert of_a_loss_step(measured) == {"MSDF, margin": parts, "recommended, margin": parts}
+    assert added({"MSDF, B = 32": {"milliseconds more": {"heads": 7.0}}}) == {"MSDF": {"heads": 7.0}}
