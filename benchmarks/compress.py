@@ -4,7 +4,7 @@
   from a file that is memory-mapped; the ratio of the times. Of a mapped file only memory that is the process's own
   counts: pages of the file are the input.
 - shards: the same of two million rows of 256 float16 numbers in four files, a gigabyte, and of mapping all of them into
-  files by `map_files`.
+  files by `map_files`, where pages of files count.
 - gradient: milliseconds a step's gradient takes in closed form, and by autograd through `distillation.divergence`.
 
 Rows are made up: classes of ten about centres whose directions are used ever less. Linux.
@@ -52,10 +52,17 @@ def write_rows(path: Path, rows: int, columns: int = COLUMNS, dtype: str = "floa
 
 
 class PeakMemory:
-    """The most memory of its own that this process holds while the block runs, in MiB above what it holds before."""
+    """The most memory that this process holds while the block runs, in MiB above what it holds before.
+
+    Args:
+        kind: RssAnon, its own; or VmRSS, with pages of files.
+    """
+
+    def __init__(self, kind: str = "RssAnon") -> None:
+        self._kind = kind
 
     def __enter__(self) -> PeakMemory:
-        self._before = self._peak = own_mebibytes()
+        self._before = self._peak = mebibytes_of(self._kind)
         self._over = threading.Event()
         self._watch = threading.Thread(target=self._look, daemon=True)
         self._watch.start()
@@ -63,7 +70,7 @@ class PeakMemory:
 
     def _look(self) -> None:
         while not self._over.wait(0.005):
-            self._peak = max(self._peak, own_mebibytes())
+            self._peak = max(self._peak, mebibytes_of(self._kind))
 
     def __exit__(self, *of_error: object) -> None:
         self._over.set()
@@ -71,9 +78,9 @@ class PeakMemory:
         self.mebibytes = self._peak - self._before
 
 
-def own_mebibytes() -> float:
-    """Memory of this process that is not pages of a file."""
-    found = re.search(r"RssAnon:\s*(\d+) kB", Path("/proc/self/status").read_text())
+def mebibytes_of(kind: str) -> float:
+    """Memory of this process, of a kind that Linux tells."""
+    found = re.search(rf"{kind}:\s*(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
 
@@ -98,7 +105,7 @@ def shards_measured_here(folder: str) -> dict[str, dict[str, float]]:
         layer = compress(files, SIZE, subset_rows=SUBSET_ROWS)
         trained = time.perf_counter()
     figures["the map trained"] = {"seconds": round(trained - started, 2), "MiB above the input": round(peak.mebibytes)}
-    with PeakMemory() as peak:
+    with PeakMemory("VmRSS") as peak:
         started = time.perf_counter()
         map_files(layer, files, Path(folder) / "small", dtype="float16")
         mapped = time.perf_counter()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measure import peak_mebibytes, reset_peak
 from test_compress_command import of_faiss, of_npz, of_onnx, of_safetensors
 
 from pml_s2sd import compress, consolidate
@@ -141,6 +142,21 @@ def test_files_are_read_a_block_at_a_time(files, tmp_path, monkeypatch):
     assert 0 < max(read) < ROWS
     monkeypatch.undo()
     assert of_files(found) == pytest.approx(mapped_in_memory(a_map(), made()), abs=1e-6)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="peak memory is read from Linux's /proc")
+def test_mapping_holds_a_block_in_memory_not_a_file(tmp_path):
+    """Pages of the file count."""
+    rows = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=(2**18, 64))
+    rows[:] = 1
+    del rows
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, SIZE, bias=False)
+    map_files(layer, [tmp_path / "x.npy"], tmp_path / "first")
+    reset_peak()
+    before = peak_mebibytes()
+    map_files(layer, [tmp_path / "x.npy"], tmp_path / "small")
+    assert peak_mebibytes() - before < 16  # of a file of 64
 
 
 def written(folder):

@@ -62,34 +62,31 @@ def map_files(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if layer.bias is not None and layer.bias.any():
         raise ValueError("layer has a bias, which a map has not; expected a layer of compress or load_map")
-    shards = _checked(layer, [Path(path) for path in files])
+    lengths = _lengths(layer, [Path(path) for path in files])
     folder = Path(folder)
-    targets = {path: folder / path.name for path in shards}
+    targets = {path: folder / path.name for path in lengths}
     for path, target in targets.items():
         if target.resolve() == path.resolve():
             raise ValueError(f"{folder} is the folder of {path}, which would be replaced; give another folder")
     _claim(folder, layer)
-    done = {
-        path
-        for path, target in targets.items()
-        if _is_made(path, target, (len(shards[path]), layer.out_features), dtype)
-    }
-    rows = sum(map(len, shards.values()))
-    bar = tqdm(total=rows, desc=f"{layer.in_features} to {layer.out_features}", unit="row", unit_scale=True, delay=3)
+    d = layer.out_features
+    done = {path for path, target in targets.items() if _is_made(path, target, (lengths[path], d), dtype)}
+    rows, name = sum(lengths.values()), f"{layer.in_features} to {d}"
+    bar = tqdm(total=rows, desc=name, unit="row", unit_scale=True, delay=3, leave=False)
     with bar, torch.no_grad(), torch.autocast(layer.weight.device.type, enabled=False):
         for path, target in targets.items():
             if path in done:
-                bar.update(len(shards[path]))
+                bar.update(lengths[path])
             else:
-                _map_file(layer, path, shards[path], target, np.dtype(dtype), bar)
+                _map_file(layer, path, target, np.dtype(dtype), bar)
     return list(targets.values())
 
 
-def _checked(layer: torch.nn.Linear, paths: Sequence[Path]) -> dict[Path, np.ndarray]:
-    """The files, memory-mapped, which the layer takes and which are called differently."""
+def _lengths(layer: torch.nn.Linear, paths: Sequence[Path]) -> dict[Path, int]:
+    """The rows that each file has, where the layer takes all of them and they are called differently."""
     if not paths:
         raise ValueError("files is empty; give at least one .npy file")
-    shards: dict[Path, np.ndarray] = {}
+    lengths: dict[Path, int] = {}
     of_name: dict[str, Path] = {}
     for path in paths:
         if path.name in of_name:
@@ -97,14 +94,14 @@ def _checked(layer: torch.nn.Linear, paths: Sequence[Path]) -> dict[Path, np.nda
                 f"{of_name[path.name]} and {path} have the same name, and what is written takes it; rename one"
             )
         of_name[path.name] = path
-        shards[path] = mapped("embeddings", path)
-        opened(str(path), shards[path])
-        if shards[path].shape[1] != layer.in_features:
+        shard = opened(str(path), mapped("embeddings", path))
+        if shard.shape[1] != layer.in_features:
             raise ValueError(
-                f"{path} has rows of {shards[path].shape[1]} numbers, and the map takes {layer.in_features}; give the "
+                f"{path} has rows of {shard.shape[1]} numbers, and the map takes {layer.in_features}; give the "
                 "embeddings that it was trained on, or others of the same model"
             )
-    return shards
+        lengths[path] = len(shard)
+    return lengths
 
 
 def _claim(folder: Path, layer: torch.nn.Linear) -> None:
@@ -142,15 +139,17 @@ def _is_made(path: Path, target: Path, shape: tuple[int, int], dtype: str) -> bo
     return True
 
 
-def _map_file(layer: torch.nn.Linear, path: Path, shard: np.ndarray, target: Path, dtype: np.dtype, bar: tqdm) -> None:
+def _map_file(layer: torch.nn.Linear, path: Path, target: Path, dtype: np.dtype, bar: tqdm) -> None:
+    shard = mapped("embeddings", path)
     wide = layer.weight.dtype == torch.float64 or shard.dtype.itemsize > 4
     weight = layer.weight.to(torch.float64 if wide else torch.float32)
-    rows = Rows(str(path), shard, weight.device, weight.dtype)
-    shape = (len(rows), layer.out_features)
+    shape = (len(shard), layer.out_features)
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with whole_file(target) as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for first in range(0, len(rows), BLOCK_ROWS):
+        for first in range(0, len(shard), BLOCK_ROWS):
+            shard = mapped("embeddings", path)  # anew, so that the pages of the block before are given back
+            rows = Rows(str(path), shard, weight.device, weight.dtype)
             z = F.normalize(rows.as_they_are(slice(first, first + BLOCK_ROWS)) @ weight.T)
             file.write(z.cpu().numpy().astype(dtype).tobytes())
             bar.update(len(z))
