@@ -103,6 +103,7 @@ bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/training_step.py
 	$(VENV)/bin/python benchmarks/deployed.py
 	$(VENV)/bin/python benchmarks/large_batch.py
+	$(VENV)/bin/python benchmarks/columns.py
 	$(VENV)/bin/python benchmarks/scaling.py
 	$(VENV)/bin/python benchmarks/compress.py --threads 2
 	$(VENV)/bin/python benchmarks/plot.py
