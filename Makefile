@@ -104,6 +104,7 @@ bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/training_step.py
 	$(VENV)/bin/python benchmarks/deployed.py
 	$(VENV)/bin/python benchmarks/large_batch.py
+	$(VENV)/bin/python benchmarks/columns.py
 	$(VENV)/bin/python benchmarks/scaling.py
 	$(VENV)/bin/python benchmarks/compress.py
 	$(VENV)/bin/python benchmarks/plot.py

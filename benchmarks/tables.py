@@ -97,6 +97,27 @@ def large_batch(figures: dict[str, Any]) -> str:
     return rows_of(["B", "plain, s", "in blocks, s", "ratio", "plain, MiB", "in blocks, MiB", "ratio"], rows)
 
 
+def columns_error(figures: dict[str, Any]) -> str:
+    ((name, of_rows),) = figures.items()
+    cases = list(dict.fromkeys(case.rpartition(", ")[0] for case in of_rows))
+    drawn = list(dict.fromkeys(case.rpartition(", ")[2] for case in of_rows))
+    header = [f"columns, {name}", *(f"{case}: {figure}" for case in cases for figure in ("KL", "gradient"))]
+    rows = []
+    for number in drawn:
+        of_number = [of_rows[f"{case}, {number}"] for case in cases]
+        rows.append([number, *(shown for f in of_number for shown in (f"{f['KL']:+.1%}", f"{f['gradient']:.0%}"))])
+    return rows_of(header, rows)
+
+
+def columns_cost(figures: dict[str, Any]) -> str:
+    ((drawn, by_rows),) = figures.items()
+    rows = (
+        [name.removeprefix("B = "), *f["seconds"].values(), f["time ratio"], *f["MiB"].values(), f["memory ratio"]]
+        for name, f in by_rows.items()
+    )
+    return rows_of(["B", "all, s", f"{drawn}, s", "ratio", "all, MiB", f"{drawn}, MiB", "ratio"], rows)
+
+
 def scaling(key: str) -> Callable[[dict[str, Any]], str]:
     def of_key(figures: dict[str, Any]) -> str:
         measured = figures[key]
@@ -154,6 +175,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "training_step": ("training_step", training_step),
     "deployed": ("deployed", deployed),
     "large_batch": ("large_batch", large_batch),
+    "columns_error": ("columns_error", columns_error),
+    "columns_cost": ("columns_cost", columns_cost),
     "batch_size": ("scaling_batch", scaling("B")),
     "space_size": ("scaling_spaces", scaling("size of one space")),
     "space_number": ("scaling_spaces", scaling("number of spaces of 1024")),

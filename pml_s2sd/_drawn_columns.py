@@ -57,22 +57,17 @@ class DrawnColumns:
         self.drawn = torch.randperm(R, device=device)[:columns]
         places = torch.full((R,), -1, device=device).scatter(0, self.drawn, torch.arange(columns, device=device))
         self.own_places = torch.where(self.own >= 0, places[self.own.clamp(min=0)], -1)
-        self.taken = self._taken()
         with torch.no_grad():
             every = step.columns
-            aux = tuple(self._of(a) for a in every.aux)
-            self.columns = S2SDEmbeddings(self._of(every.embeddings), aux, self._of(every.features))
+            aux = tuple(self._drawn_of(a) for a in every.aux)
+            self.columns = S2SDEmbeddings(self._drawn_of(every.embeddings), aux, self._drawn_of(every.features))
 
-    def _taken(self) -> torch.Tensor:
-        """The numbers of `columns` among all."""
-        return self.drawn
-
-    def _of(self, every: torch.Tensor) -> torch.Tensor:
-        """Those taken; None where it is, as on several processes what nobody wants."""
-        return every if every is None else every.index_select(0, self.taken)
+    def _drawn_of(self, every: torch.Tensor) -> torch.Tensor:
+        """None where it is: on several processes what nobody wants."""
+        return every if every is None else every.index_select(0, self.drawn)
 
     def student_columns(self, z: torch.Tensor) -> torch.Tensor:
-        return self._of(self.step.student_columns(z))
+        return self._drawn_of(self.step.student_columns(z))
 
     def known_cosines(self, space: int, shared: SharedSimilarities) -> torch.Tensor | None:
         known = self.step.known_cosines(space, shared)
@@ -83,14 +78,13 @@ class DrawnColumns:
 
 
 class DrawnAndOwnColumns(DrawnColumns):
-    """The columns drawn, and behind them each row's own, whether drawn or not: (B, c + 1) similarities.
+    """The columns drawn, and behind them each row's own, whether drawn or not: similarities of shape (B, c + 1).
 
     Nothing is as similar to a row as itself, and without it the softmax would be another one. The n others that were
     drawn stand for R - 1, the own column for itself alone. So its similarity is lowered by T · log((R - 1) / n): in the
     softmax it then weighs what it weighs among all.
 
     Attributes:
-        columns: the c drawn, then B, each row's own.
         lowered_by: (B,), T · log((R - 1) / n).
         left_out: (B,), the column that does not count: where the own one is among those drawn, or c, the own one, where
             a row meets itself nowhere; else -1.
@@ -103,9 +97,6 @@ class DrawnAndOwnColumns(DrawnColumns):
         others = columns - (self.own_places >= 0).to(dtype)
         self.lowered_by = temperature * torch.log((len(step.columns.embeddings) - 1) / others)
 
-    def _taken(self) -> torch.Tensor:
-        return torch.cat([self.drawn, self.own.clamp(min=0)])
-
     def known_cosines(self, space: int, shared: SharedSimilarities) -> torch.Tensor | None:
         known = self.step.known_cosines(space, shared)
         if known is None:
@@ -115,7 +106,7 @@ class DrawnAndOwnColumns(DrawnColumns):
 
 
 class SimilarityWithOwn(Similarity):
-    """The similarities of `DrawnAndOwnColumns`. A prepared sample carries that to itself as one number more.
+    """The similarities of `DrawnAndOwnColumns`. A prepared row carries the one to itself as one number more.
 
     Args:
         distance: a PML distance.
@@ -127,10 +118,9 @@ class SimilarityWithOwn(Similarity):
         self.lowered_by = lowered_by
 
     def comparison(self, x: torch.Tensor, ref: torch.Tensor) -> Comparison:
-        x, ref = super().comparison(x, ref)
-        drawn, own = ref[: -len(x)], ref[-len(x) :]
-        to_itself = self.of_pairs(x, own) - self.lowered_by
-        return Comparison(torch.cat([x, to_itself[:, None]], dim=1), drawn)
+        rows, columns = super().comparison(x, ref)
+        own = self.of_pairs(rows, rows) - self.lowered_by
+        return Comparison(torch.cat([rows, own[:, None]], dim=1), columns)
 
     def __call__(self, x: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
         return torch.cat([super().__call__(x[:, :-1], ref), x[:, -1:]], dim=1)

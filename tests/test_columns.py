@@ -13,7 +13,7 @@ from plain_objective import BatchContrastive
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import LpDistance
 
-from pml_s2sd import S2SDEmbeddings, _distillation_in_blocks, distillation, s2sd
+from pml_s2sd import S2SDEmbeddings, _distillation_in_blocks, consolidate, distillation, s2sd
 
 B, SIZES, F, T = 12, (6, 10), 7, 0.3
 LABELS = torch.arange(B) // 2
@@ -196,6 +196,23 @@ def test_a_compiled_step_draws_anew_without_compiling_anew(keep_own):
     torch.testing.assert_close(found, values)
     assert len({value.item() for value in values}) == 4
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_what_consolidate_makes_of_the_recommended_setting_does_not_depend_on_it():
+    def consolidated(columns):
+        torch.manual_seed(0)
+        embedder, loss_func = s2sd(losses.ContrastiveLoss(), F, 4, aux_sizes=(6,), columns=columns)
+        optimizer = torch.optim.SGD(embedder.parameters(), lr=0.1)
+        features = torch.randn(B, F)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss_func(embedder(features), LABELS).backward()
+            optimizer.step()
+        return embedder.head.weight.detach(), consolidate(embedder, features, LABELS, steps=3).head.weight
+
+    (head, made_of_all), (head_of_drawn, made_of_drawn) = consolidated(None), consolidated(4)
+    assert (head - head_of_drawn).abs().max() > 1e-3
+    torch.testing.assert_close(made_of_all, made_of_drawn, rtol=0, atol=0)
 
 
 def test_half_precision_and_nan():
