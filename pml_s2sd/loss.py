@@ -224,8 +224,7 @@ class S2SDLoss(nn.Module):
 
     def _objective_terms(self, step: OneProcess) -> tuple[torch.Tensor, torch.Tensor | None]:
         """L(z) and (1/m) Σ_i L(a_i), the latter None where m = 0."""
-        spaces = zip((step.rows.embeddings, *step.rows.aux), self._losses, self._miners, strict=True)
-        base, *aux = [step.objective(space, x, loss, miner) for space, (x, loss, miner) in enumerate(spaces)]
+        base, *aux = step.objectives(self._losses, self._miners)
         return base, torch.stack(aux).mean() if aux else None
 
     def _distillation_terms(self, step: OneProcess) -> dict[str, torch.Tensor]:
