@@ -14,7 +14,7 @@ RELEASE_INSTALLED := $(RELEASE)/.installed
 RECIPES := .venv-recipes
 RECIPES_INSTALLED := $(RECIPES)/.installed
 
-.PHONY: help demo test test-recipes test-matrix compatibility docs notebook lint seeds study bench bench-check bench-evaluation \
+.PHONY: help demo test test-recipes test-matrix compatibility docs notebook lint seeds study bench bench-check bench-evaluation gpu \
 	data icons release-check
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "make bench  timings, as ratios within one run; writes benchmarks/results and docs/performance.md (half an hour)"
 	@echo "make bench-check  the quick ones again, compared with the results that are committed (minutes)"
 	@echo "make bench-evaluation   evaluation of 60,000 images, and in a gallery of a million (long)"
+	@echo "make gpu    on a GPU: its tests, waits, launches, graphs, a step of ResNet-50, what is large (8 minutes at most)"
 	@echo "make data   draw the emoji data set again (needs npm)"
 	@echo "make icons  draw the icon data set, of which the study's large setting is made (needs npm, minutes)"
 
@@ -105,7 +106,7 @@ bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/deployed.py
 	$(VENV)/bin/python benchmarks/large_batch.py
 	$(VENV)/bin/python benchmarks/scaling.py
-	$(VENV)/bin/python benchmarks/compress.py --threads 2
+	$(VENV)/bin/python benchmarks/compress.py
 	$(VENV)/bin/python benchmarks/plot.py
 	$(VENV)/bin/python benchmarks/tables.py --write
 
@@ -114,6 +115,10 @@ bench-check: $(INSTALLED)
 
 bench-evaluation: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/evaluation.py
+	$(VENV)/bin/python benchmarks/tables.py --write
+
+gpu: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/gpu.py
 	$(VENV)/bin/python benchmarks/tables.py --write
 
 data: $(INSTALLED)

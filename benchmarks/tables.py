@@ -1,5 +1,5 @@
-"""The tables of docs/performance.md, evaluation.md and compress.md from benchmarks/results/: prints them, or puts them
-into the pages (--write)."""
+"""The tables of docs/performance.md, performance_tables.md, evaluation.md and compress.md from benchmarks/results/:
+prints them, or puts them into the pages (--write)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import gpu_table
 from measure import RESULTS, read
 
 from pml_s2sd.whole_file import whole_file
 
-PAGES = [Path(__file__).parents[1] / "docs" / name for name in ("performance.md", "evaluation.md", "compress.md")]
+PAGES = [
+    Path(__file__).parents[1] / "docs" / name
+    for name in ("performance.md", "performance_tables.md", "evaluation.md", "compress.md")
+]
 TARGETS = {"multisimilarity": 1.05, "margin": 1.08}
 RECOMMENDED, RECOMMENDED_TARGET = "recommended, ", 1.1
 
@@ -138,11 +142,22 @@ def evaluation_gallery(figures: dict[str, Any]) -> str:
     return rows_of([name, *keys], ([index, *(shown(f.get(key)) for key in keys)] for index, f in indices.items()))
 
 
-def compress_scale(figures: dict[str, Any]) -> str:
-    ((name, measured),) = ((name, f) for name, f in figures.items() if name.startswith("scale"))
-    ways = {way: f for way, f in measured.items() if isinstance(f, dict)}
-    header = [name.removeprefix("scale, "), "s", "MiB above the input"]
-    return rows_of(header, ([way, f["seconds"], f["MiB above the input"]] for way, f in ways.items()))
+def compress_table(kind: str) -> Callable[[dict[str, Any]], str]:
+    def of_kind(figures: dict[str, Any]) -> str:
+        ((name, measured),) = ((name, f) for name, f in figures.items() if name.startswith(kind))
+        ways = {way: f for way, f in measured.items() if isinstance(f, dict)}
+        header = [name.removeprefix(f"{kind}, "), "s", "MiB above the input"]
+        return rows_of(header, ([way, f["seconds"], f["MiB above the input"]] for way, f in ways.items()))
+
+    return of_kind
+
+
+def gpu(rows: Callable[[dict[str, Any]], list[list[object]]]) -> Callable[[dict[str, Any]], str]:
+    def of_figures(figures: dict[str, Any]) -> str:
+        header, *others = rows(figures)
+        return rows_of(header, others)
+
+    return of_figures
 
 
 def shown(value: float | None) -> str:
@@ -163,18 +178,28 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "processes": ("scaling_processes", scaling("processes")),
     "evaluation_whole": ("evaluation_whole", evaluation_whole),
     "evaluation_gallery": ("evaluation_gallery", evaluation_gallery),
-    "compress_scale": ("compress", compress_scale),
+    "compress_scale": ("compress", compress_table("scale")),
+    "compress_shards": ("compress", compress_table("shards")),
+    "gpu": ("gpu", gpu(gpu_table.steps)),
+    "gpu_else": ("gpu", gpu(gpu_table.what_else)),
 }
 
 
 def markdown(name: str, results: Path) -> str:
     """A table, with what it was measured on and by which command."""
     script, table = TABLES[name]
+    if script == "gpu" and not (results / "gpu.json").exists():
+        return f"{table({})}\n\n*No GPU has been at hand yet: `make gpu` has not been run.*"
     saved = read(script, results)
-    machine = saved["machine"]
+    return f"{table(saved['figures'])}\n\n*`{saved['command']}`, {place(script, saved['machine'])}*"
+
+
+def place(script: str, machine: dict[str, Any]) -> str:
+    """What it was measured on."""
+    if script == "gpu":
+        return f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}, torch {machine['torch']}"
     threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
-    where = f"{machine['processor']}, {threads}, torch {machine['torch']}"
-    return f"{table(saved['figures'])}\n\n*`{saved['command']}`, {where}*"
+    return f"{machine['processor']}, {threads}, torch {machine['torch']}"
 
 
 def with_tables(page: str, results: Path) -> str:

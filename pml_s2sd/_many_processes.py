@@ -57,6 +57,7 @@ class ManyProcesses:
         self.local_first = "indices_tuple" in call.arguments
         self._self_columns: torch.Tensor | None = None
         self.objective_inputs: dict[int, torch.Tensor] = {}
+        self.by_process: SpacesByProcess | None = None
         if any(wrapped):
             arguments = call.arguments
             self.labels = self._gathered_labels(call.labels, self.gathering)
@@ -76,21 +77,32 @@ class ManyProcesses:
         return gathering.local_first(gathered) if self.local_first else gathered
 
     @torch.compiler.disable
-    def objectives(self, losses: Sequence[nn.Module], miners: Sequence[nn.Module | None]) -> list[torch.Tensor]:
-        """L of every space. Those on the samples of all that keep nothing are shared out among the processes."""
+    def objectives(self, losses: Sequence[nn.Module], miners: Sequence[nn.Module | None]) -> list[torch.Tensor | None]:
+        """L of every space, None where another process computes it.
+
+        Those on the samples of all that keep nothing are shared out among the processes.
+        """
         spaces = list(zip((self.rows.embeddings, *self.rows.aux), losses, miners, strict=True))
         shared_out = {
             space: x for space, (x, loss, miner) in enumerate(spaces) if self._one_process_is_enough(loss, miner)
         }
-        if len(shared_out) < 2:
-            return [self.objective(space, *parts) for space, parts in enumerate(spaces)]
-        of_all = {space: of_space(self.samples, space) for space in shared_out}
-        by_process = SpacesByProcess(self.gathering, shared_out, of_all)
-        own = {space: self._of_all_rows(space, x, *spaces[space]) for space, x in by_process.own.items()}
-        values = by_process.values_of_all(own)
+        values: dict[int, torch.Tensor] = {}
+        if len(shared_out) > 1:
+            of_all = {space: of_space(self.samples, space) for space in shared_out}
+            self.by_process = SpacesByProcess(self.gathering, shared_out, of_all)
+            values = {space: self._of_all_rows(space, x, *spaces[space]) for space, x in self.by_process.own.items()}
         return [
-            values[space] if space in values else self.objective(space, *parts) for space, parts in enumerate(spaces)
+            values.get(space) if self.by_process and space in shared_out else self.objective(space, *parts)
+            for space, parts in enumerate(spaces)
         ]
+
+    @torch.compiler.disable
+    def values_of_all(self, objectives: list[torch.Tensor | None]) -> list[torch.Tensor]:
+        """`objectives` with those of other processes. Called last of all: it waits for them."""
+        values = dict(enumerate(objectives))
+        if self.by_process is not None:
+            values |= self.by_process.values_of_all({s: v for s, v in values.items() if s in self.by_process.own})
+        return list(values.values())
 
     def _one_process_is_enough(self, loss: nn.Module, miner: nn.Module | None) -> bool:
         of_all_rows = isinstance(loss, DistributedLossWrapper) and not loss.efficient

@@ -9,6 +9,7 @@ from check import Row, compare, table
 from deployed import program
 from loss_step import LABELS, MSDF, WORKLOADS, B, F, d
 from measure import RESULTS, medians, read, save
+from plot import added, of_a_loss_step
 from resnet import PARAMETERS, resnet50
 from tables import TABLES, markdown, with_tables
 
@@ -126,3 +127,14 @@ def test_the_formulas_beside_which_s2sd_is_timed_are_the_same_loss(name):
     assert abs(found.item() - expected.item()) < 1e-10
     expected.backward(), found.backward()
     torch.testing.assert_close(features_too.grad, features.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_what_the_bars_are_made_of():
+    of_one = {
+        "milliseconds": {"whole": 9.0, "heads": 5.0, "base objective": 1.0},
+        "milliseconds over": {"auxiliary objectives": 2.0, "distillation": 0.5},
+    }
+    measured = {"margin": of_one, "margin, our miner": of_one, "recommended, margin": of_one, "optimizer step": {}}
+    parts = {"heads": 5.0, "base objective": 1.0, "auxiliary objectives": 2.0, "distillation": 0.5}
+    assert of_a_loss_step(measured) == {"MSDF, margin": parts, "recommended, margin": parts}
+    assert added({"MSDF, B = 32": {"milliseconds more": {"heads": 7.0}}}) == {"MSDF": {"heads": 7.0}}

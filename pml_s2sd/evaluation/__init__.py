@@ -2,6 +2,15 @@
 
 from .accuracy import RetrievalAccuracyCalculator
 from .diagnostics import diagnose, embed_spaces
+from .gallery import Gallery, GalleryKNN, OnDiskKNN
 from .neighbours import ApproximateKNN
 
-__all__ = ["ApproximateKNN", "RetrievalAccuracyCalculator", "diagnose", "embed_spaces"]
+__all__ = [
+    "ApproximateKNN",
+    "Gallery",
+    "GalleryKNN",
+    "OnDiskKNN",
+    "RetrievalAccuracyCalculator",
+    "diagnose",
+    "embed_spaces",
+]

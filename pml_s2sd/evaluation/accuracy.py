@@ -15,10 +15,12 @@ from pytorch_metric_learning.utils.accuracy_calculator import (
     maybe_get_avg_of_avgs,
     nan_accuracy,
 )
+from pytorch_metric_learning.utils.inference import FaissKNN
 
 from .._argument_checks import check_int
 from ._given import as_embeddings, as_labels
 from .clustering import KMeans, pairwise_f1
+from .gallery import Gallery
 from .geometry import effective_rank, embedding_density, singular_values, spectral_decay
 from .neighbours import KNN, search_in_blocks
 
@@ -68,7 +70,7 @@ class RetrievalAccuracyCalculator(AccuracyCalculator):
         include, exclude, avg_of_avgs, return_per_class, label_comparison_fn, device: as in PML.
         k: as in PML, but "max_bin_count" unless given. PML's None is the number of references.
         knn_func: exact search unless given, on the GPU where faiss has one; for large galleries
-            `neighbours.ApproximateKNN`.
+            `neighbours.ApproximateKNN`, in files larger than memory `gallery.GalleryKNN` or `gallery.OnDiskKNN`.
         kmeans_func: `clustering.KMeans` unless given, PML's own clusters.
         recall_at: the values of K.
 
@@ -186,7 +188,8 @@ class RetrievalAccuracyCalculator(AccuracyCalculator):
         exclude: Sequence[str] = (),
     ) -> dict[str, Any]:
         """The metrics chosen, by name, as PML's: of queries (Q, d) with labels (Q,), in references (R, d) with
-        labels (R,); without references each query among the others. Tensors or arrays; labels of any real dtype.
+        labels (R,); without references each query among the others. Tensors or arrays; labels of any real dtype. The
+        reference may be a `gallery.Gallery`, where knn_func searches one.
         """
         self._check_names(include, exclude)
         if reference is None:
@@ -194,7 +197,11 @@ class RetrievalAccuracyCalculator(AccuracyCalculator):
                 raise ValueError("reference_labels are given without reference; give both, or neither")
             reference, reference_labels, ref_includes_query = query, query_labels, True
         x, labels = as_embeddings("query", query).to(self.device), as_labels("query_labels", query_labels)
-        ref = x if reference is query else as_embeddings("reference", reference).to(self.device)
+        ref: torch.Tensor | Gallery = x
+        if isinstance(reference, Gallery):
+            ref = reference
+        elif reference is not query:
+            ref = as_embeddings("reference", reference).to(self.device)
         ref_labels = as_labels("reference_labels", reference_labels)
         if labels.dtype != ref_labels.dtype:  # one of them floating point
             labels, ref_labels = labels.double(), ref_labels.double()
@@ -202,8 +209,11 @@ class RetrievalAccuracyCalculator(AccuracyCalculator):
         check_fit(x, labels, ref, ref_labels, ref_includes_query)
         chosen = self.get_function_dict(include, exclude)
         self._check_columns(labels, chosen)
+        in_blocks = self._goes_in_blocks(labels, chosen)
+        if isinstance(ref, Gallery):
+            self._check_gallery_search(in_blocks)
         self.curr_function_dict = chosen
-        if not self._goes_in_blocks(labels):
+        if not in_blocks:
             return super().get_accuracy(x, labels, ref, ref_labels, ref_includes_query, include, exclude)
         by_query = [name for name in self.curr_function_dict if name in self.requires_knn()]
         others = {name: f for name, f in self.curr_function_dict.items() if name not in by_query}
@@ -238,9 +248,22 @@ class RetrievalAccuracyCalculator(AccuracyCalculator):
         if "embedding_density" in of_labels:
             raise ValueError(f"embedding_density needs one label a sample, got {labels.shape[1]}; exclude it")
 
-    def _goes_in_blocks(self, labels: torch.Tensor) -> bool:
+    def _check_gallery_search(self, in_blocks: bool) -> None:
+        """Rows in files are read by what knows of files."""
+        if isinstance(self.knn_func, FaissKNN):
+            raise TypeError(
+                "reference is a Gallery, which PML's search in memory cannot read; give this calculator "
+                "knn_func=GalleryKNN(), or OnDiskKNN(folder)"
+            )
+        if not in_blocks:
+            raise ValueError(
+                "label_comparison_fn, several labels a sample, and metrics that a subclass adds need the references in "
+                "memory; give a tensor in place of the Gallery, or leave them out"
+            )
+
+    def _goes_in_blocks(self, labels: torch.Tensor, metrics: Iterable[str]) -> bool:
         added = set(self.requires_knn()) - set(RetrievalAccuracyCalculator.requires_knn(self))
-        return not added & set(self.curr_function_dict) and labels.dim() == 1 and self.label_comparison_fn is EQUALITY
+        return not added & set(metrics) and labels.dim() == 1 and self.label_comparison_fn is EQUALITY
 
     def _get_accuracy(self, function_dict: dict[str, Callable], **kwargs: Any) -> dict[str, Any]:
         if any(name in self.requires_spectrum() for name in function_dict):
@@ -257,7 +280,7 @@ class RetrievalAccuracyCalculator(AccuracyCalculator):
         metrics: list[str],
         query: torch.Tensor,
         query_labels: torch.Tensor,
-        reference: torch.Tensor,
+        reference: torch.Tensor | Gallery,
         reference_labels: torch.Tensor,
         ref_includes_query: bool,
     ) -> dict[str, Any]:
@@ -307,7 +330,11 @@ class RetrievalAccuracyCalculator(AccuracyCalculator):
 
 
 def check_fit(
-    x: torch.Tensor, labels: torch.Tensor, ref: torch.Tensor, ref_labels: torch.Tensor, ref_includes_query: bool
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    ref: torch.Tensor | Gallery,
+    ref_labels: torch.Tensor,
+    ref_includes_query: bool,
 ) -> None:
     """Labels for all, embeddings of one space, and where references include the queries, these first."""
     for name, embeddings, of_them in (("query", x, labels), ("reference", ref, ref_labels)):
@@ -324,7 +351,7 @@ def check_fit(
         raise ValueError(f"query has embeddings of size {x.shape[1]}, reference of size {ref.shape[1]}; use one model")
     if ref_includes_query:
         first, first_labels = ref[: len(x)], ref_labels[: len(x)]
-        same = ref is x or (len(first) == len(x) and torch.allclose(x, first))
+        same = ref is x or (len(first) == len(x) and torch.allclose(x, first.to(x.device)))
         if not same or not torch.equal(labels, first_labels):
             raise ValueError(
                 "with ref_includes_query=True the first len(query) references, and their labels, must be the queries"

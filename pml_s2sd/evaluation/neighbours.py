@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import faiss
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -96,19 +97,46 @@ class ApproximateKNN:
         return index
 
     def _measure(self, query: torch.Tensor, k: int, reference: torch.Tensor) -> None:
-        sample = on_cpu(query[:: max(1, len(query) // SAMPLE)][:SAMPLE])
-        exact = faiss.knn(sample, on_cpu(reference), k)[1]
-        found = self._index.search(sample, k)[1]
-        shared = sum(len(set(row) & set(other)) for row, other in zip(exact.tolist(), found.tolist(), strict=True))
-        self.recall = shared / exact.size
-        print(
-            f"{self.kind}: {self.recall:.3f} of the {k} nearest of exact search are found, on {len(sample)} of "
-            f"{len(query)} queries in {len(reference)} references"
+        self.recall = recall_of_exact(
+            self.kind,
+            query,
+            k,
+            len(reference),
+            lambda sample: faiss.knn(sample, on_cpu(reference), k)[1],
+            lambda sample: self._index.search(sample, k)[1],
         )
 
 
+def recall_of_exact(
+    name: str,
+    query: torch.Tensor,
+    k: int,
+    references: int,
+    exact: Callable[[np.ndarray], np.ndarray],
+    approximate: Callable[[np.ndarray], np.ndarray],
+) -> float:
+    """The mean share of the k nearest by exact search that are among the k found, on at most 256 queries; prints it.
+
+    Args:
+        name: of the index.
+        query: (Q, d), of which some are taken, spaced evenly.
+        k: neighbours a query.
+        references: how many there are.
+        exact, approximate: from queries (n, d), float32, to indices (n, k).
+    """
+    sample = on_cpu(query[:: max(1, len(query) // SAMPLE)][:SAMPLE])
+    expected, found = exact(sample), approximate(sample)
+    shared = sum(len(set(row) & set(other)) for row, other in zip(expected.tolist(), found.tolist(), strict=True))
+    recall = shared / expected.size
+    print(
+        f"{name}: {recall:.3f} of the {k} nearest of exact search are found, on {len(sample)} of "
+        f"{len(query)} queries in {references} references"
+    )
+    return recall
+
+
 def search_in_blocks(
-    knn_func: KNN, query: torch.Tensor, k: int, reference: torch.Tensor, selves: torch.Tensor | None
+    knn_func: KNN, query: torch.Tensor, k: int, reference: Any, selves: torch.Tensor | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Blocks of queries and their k nearest references: ((B,) rows of `query`, (B, k) rows of `reference`).
 
@@ -118,7 +146,7 @@ def search_in_blocks(
         knn_func: of PML's protocol.
         query: (Q, d).
         k: neighbours a query.
-        reference: (R, d).
+        reference: (R, d), as knn_func takes it.
         selves: (Q,), the row of `reference` that is the query itself and is left out; None where there is none.
     """
     size = max(1, min(BLOCK_ROWS, BLOCK_ENTRIES // k))
