@@ -99,10 +99,10 @@ class ManyProcesses:
     @torch.compiler.disable
     def values_of_all(self, objectives: list[torch.Tensor | None]) -> list[torch.Tensor]:
         """`objectives` with those of other processes. Called last of all: it waits for them."""
-        values = dict(enumerate(objectives))
+        known = {space: value for space, value in enumerate(objectives) if value is not None}
         if self.by_process is not None:
-            values |= self.by_process.values_of_all({s: v for s, v in values.items() if s in self.by_process.own})
-        return list(values.values())
+            known |= self.by_process.values_of_all({s: v for s, v in known.items() if s in self.by_process.own})
+        return [known[space] for space, _ in enumerate(objectives)]
 
     def _one_process_is_enough(self, loss: nn.Module, miner: nn.Module | None) -> bool:
         of_all_rows = isinstance(loss, DistributedLossWrapper) and not loss.efficient
