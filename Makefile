@@ -101,6 +101,7 @@ study: $(PRETRAINED)
 
 bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/loss_step.py
+	$(VENV)/bin/python benchmarks/authors_step.py
 	$(VENV)/bin/python benchmarks/training_step.py
 	$(VENV)/bin/python benchmarks/deployed.py
 	$(VENV)/bin/python benchmarks/large_batch.py

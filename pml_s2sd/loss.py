@@ -216,8 +216,10 @@ class S2SDLoss(nn.Module):
 
         self._carry_over()
         with self._shared.for_one_step():
-            base, aux = self._objective_terms(step)
+            objectives = step.objectives(self._losses, self._miners)
             kl = self._distillation_terms(step)
+        base, *others = step.values_of_all(objectives)
+        aux = torch.stack(others).mean() if others else None
         total = base if aux is None else self._objective_share * (base + aux)
         if "distill" in kl:
             total = total + self.distill_weight * kl["distill"]
@@ -231,12 +233,6 @@ class S2SDLoss(nn.Module):
         if torch.is_grad_enabled():
             keep(self.calls, self.calls + 1)
         return total
-
-    def _objective_terms(self, step: OneProcess) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """L(z) and (1/m) Σ_i L(a_i), the latter None where m = 0."""
-        spaces = zip((step.rows.embeddings, *step.rows.aux), self._losses, self._miners, strict=True)
-        base, *aux = [step.objective(space, x, loss, miner) for space, (x, loss, miner) in enumerate(spaces)]
-        return base, torch.stack(aux).mean() if aux else None
 
     def _distillation_terms(self, step: OneProcess) -> dict[str, torch.Tensor]:
         """``distill`` (1/m) Σ_i KL(D^z, D^{a_i}) and ``feature`` KL(D^z, D^φ), without those that are switched off."""
