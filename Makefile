@@ -14,7 +14,7 @@ RELEASE_INSTALLED := $(RELEASE)/.installed
 RECIPES := .venv-recipes
 RECIPES_INSTALLED := $(RECIPES)/.installed
 
-.PHONY: help demo test test-recipes test-matrix compatibility docs notebook lint seeds study bench bench-check bench-evaluation \
+.PHONY: help demo test test-recipes test-matrix compatibility docs notebook lint seeds study bench bench-check bench-evaluation bench-gallery \
 	data icons release-check
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "make bench  timings, as ratios within one run; writes benchmarks/results and docs/performance.md (half an hour)"
 	@echo "make bench-check  the quick ones again, compared with the results that are committed (minutes)"
 	@echo "make bench-evaluation   evaluation of 60,000 images, and in a gallery of a million (long)"
+	@echo "make bench-gallery   galleries of 1 and 10 million rows in files, and 100 million simulated (minutes, 5 GB of disk)"
 	@echo "make data   draw the emoji data set again (needs npm)"
 	@echo "make icons  draw the icon data set, of which the study's large setting is made (needs npm, minutes)"
 
@@ -113,6 +114,10 @@ bench-check: $(INSTALLED)
 
 bench-evaluation: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/evaluation.py
+	$(VENV)/bin/python benchmarks/tables.py --write
+
+bench-gallery: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/gallery.py --folder runs/gallery
 	$(VENV)/bin/python benchmarks/tables.py --write
 
 data: $(INSTALLED)
