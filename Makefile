@@ -14,8 +14,8 @@ RELEASE_INSTALLED := $(RELEASE)/.installed
 RECIPES := .venv-recipes
 RECIPES_INSTALLED := $(RECIPES)/.installed
 
-.PHONY: help demo test test-recipes test-matrix compatibility docs notebook lint seeds study bench bench-check bench-evaluation bench-gallery \
-	data icons release-check
+.PHONY: help demo test test-recipes test-matrix compatibility docs notebook lint seeds study bench bench-check bench-evaluation \
+	bench-gallery gpu data icons release-check
 
 help:
 	@echo "make demo   fine-tune a pretrained trunk on the emoji, the objective alone and S2SD; compare on unseen ones (minutes)"
@@ -33,6 +33,7 @@ help:
 	@echo "make bench-check  the quick ones again, compared with the results that are committed (minutes)"
 	@echo "make bench-evaluation   evaluation of 60,000 images, and in a gallery of a million (long)"
 	@echo "make bench-gallery   galleries of 1 and 10 million rows in files, and 100 million simulated (minutes, 5 GB of disk)"
+	@echo "make gpu    on a GPU: its tests, waits, launches, graphs, a step of ResNet-50, what is large (8 minutes at most)"
 	@echo "make data   draw the emoji data set again (needs npm)"
 	@echo "make icons  draw the icon data set, of which the study's large setting is made (needs npm, minutes)"
 
@@ -53,11 +54,11 @@ test: $(PRETRAINED)
 
 $(RECIPES_INSTALLED): constraints-recipes.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(RECIPES)
-	$(RECIPES)/bin/python -m pip install --constraint constraints-recipes.txt --editable ".[recipes,stacks]"
+	$(RECIPES)/bin/python -m pip install --constraint constraints-recipes.txt --editable ".[recipes,stacks,databases]"
 	touch $@
 
 test-recipes: $(RECIPES_INSTALLED)
-	$(RECIPES)/bin/python -m pytest tests/test_paper_*.py tests/test_stacks_*.py
+	$(RECIPES)/bin/python -m pytest tests/test_paper_*.py tests/test_stacks_*.py tests/test_databases.py
 
 test-matrix: $(INSTALLED) $(PML_VERSIONS:%=$(VENV)/pml-%)
 	for version in $(PML_VERSIONS); do \
@@ -101,11 +102,13 @@ study: $(PRETRAINED)
 
 bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/loss_step.py
+	$(VENV)/bin/python benchmarks/authors_step.py
 	$(VENV)/bin/python benchmarks/training_step.py
 	$(VENV)/bin/python benchmarks/deployed.py
 	$(VENV)/bin/python benchmarks/large_batch.py
+	$(VENV)/bin/python benchmarks/columns.py
 	$(VENV)/bin/python benchmarks/scaling.py
-	$(VENV)/bin/python benchmarks/compress.py --threads 2
+	$(VENV)/bin/python benchmarks/compress.py
 	$(VENV)/bin/python benchmarks/plot.py
 	$(VENV)/bin/python benchmarks/tables.py --write
 
@@ -118,6 +121,10 @@ bench-evaluation: $(INSTALLED)
 
 bench-gallery: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/gallery.py --folder runs/gallery
+	$(VENV)/bin/python benchmarks/tables.py --write
+
+gpu: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/gpu.py
 	$(VENV)/bin/python benchmarks/tables.py --write
 
 data: $(INSTALLED)

@@ -3,6 +3,8 @@
 - scale: seconds, and MiB above the input, for 100,000 rows and a million, each in a process of its own, from memory and
   from a file that is memory-mapped; the ratio of the times. Of a mapped file only memory that is the process's own
   counts: pages of the file are the input.
+- shards: the same of two million rows of 256 float16 numbers in four files, a gigabyte, and of mapping all of them into
+  files by `map_files`, where pages of files count.
 - gradient: milliseconds a step's gradient takes in closed form, and by autograd through `distillation.divergence`.
 
 Rows are made up: classes of ten about centres whose directions are used ever less. Linux.
@@ -18,6 +20,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,32 +28,41 @@ from measure import medians, milliseconds, save, settings
 
 from pml_s2sd import compress
 from pml_s2sd._similarity_map import Objective
+from pml_s2sd.compress import map_files
 from pml_s2sd.distillation import divergence, row_log_probs
 
 COLUMNS, SIZE, SUBSET_ROWS = 512, 64, 512
 OF_A_CLASS, NOISE = 10, 0.8
 FEW, MANY = 100_000, 1_000_000
 BLOCK_ROWS = 10_000
+SHARDS, OF_A_SHARD, SHARD_COLUMNS = 4, 500_000, 256
 
 
-def write_rows(path: Path, rows: int) -> None:
-    """A .npy file of made-up embeddings, (rows, COLUMNS), float32, written a block at a time."""
-    draw = np.random.default_rng(0)
-    scale = np.arange(1, COLUMNS + 1, dtype=np.float32) ** -0.5
-    file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, COLUMNS))
+def write_rows(path: Path, rows: int, columns: int = COLUMNS, dtype: str = "float32", seed: int = 0) -> None:
+    """A .npy file of made-up embeddings, (rows, columns), written a block at a time."""
+    draw = np.random.default_rng(seed)
+    scale = np.arange(1, columns + 1, dtype=np.float32) ** -0.5
+    file = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(rows, columns))
     for start in range(0, rows, BLOCK_ROWS):
         block = file[start : start + BLOCK_ROWS]
-        centres = draw.standard_normal((len(block) // OF_A_CLASS, COLUMNS), dtype=np.float32)
-        block[:] = np.repeat(centres, OF_A_CLASS, axis=0) + NOISE * draw.standard_normal(block.shape, dtype=np.float32)
-        block *= scale
+        centres = draw.standard_normal((len(block) // OF_A_CLASS, columns), dtype=np.float32)
+        made = np.repeat(centres, OF_A_CLASS, axis=0) + NOISE * draw.standard_normal(block.shape, dtype=np.float32)
+        block[:] = made * scale
     file.flush()
 
 
 class PeakMemory:
-    """The most memory of its own that this process holds while the block runs, in MiB above what it holds before."""
+    """The most memory that this process holds while the block runs, in MiB above what it holds before.
+
+    Args:
+        kind: RssAnon, its own; or VmRSS, with pages of files.
+    """
+
+    def __init__(self, kind: str = "RssAnon") -> None:
+        self._kind = kind
 
     def __enter__(self) -> PeakMemory:
-        self._before = self._peak = own_mebibytes()
+        self._before = self._peak = mebibytes_of(self._kind)
         self._over = threading.Event()
         self._watch = threading.Thread(target=self._look, daemon=True)
         self._watch.start()
@@ -58,7 +70,7 @@ class PeakMemory:
 
     def _look(self) -> None:
         while not self._over.wait(0.005):
-            self._peak = max(self._peak, own_mebibytes())
+            self._peak = max(self._peak, mebibytes_of(self._kind))
 
     def __exit__(self, *of_error: object) -> None:
         self._over.set()
@@ -66,15 +78,14 @@ class PeakMemory:
         self.mebibytes = self._peak - self._before
 
 
-def own_mebibytes() -> float:
-    """Memory of this process that is not pages of a file."""
-    found = re.search(r"RssAnon:\s*(\d+) kB", Path("/proc/self/status").read_text())
+def mebibytes_of(kind: str) -> float:
+    """Memory of this process, of a kind that Linux tells."""
+    found = re.search(rf"{kind}:\s*(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
 
 
-def measured_here(path: str, where: str, threads: int) -> dict[str, float]:
-    torch.set_num_threads(threads)
+def measured_here(path: str, where: str) -> dict[str, float]:
     compress(np.random.default_rng(0).standard_normal((1000, 32), dtype=np.float32), 8, steps=2)  # loaded at first use
     embeddings = np.load(path) if where == "memory" else np.load(path, mmap_mode="r")
     with PeakMemory() as peak:
@@ -84,6 +95,38 @@ def measured_here(path: str, where: str, threads: int) -> dict[str, float]:
     return {"seconds": round(seconds, 2), "MiB above the input": round(peak.mebibytes)}
 
 
+def shards_measured_here(folder: str) -> dict[str, dict[str, float]]:
+    """Training a map of all files in a folder, and mapping them."""
+    compress(np.random.default_rng(0).standard_normal((1000, 32), dtype=np.float32), 8, steps=2)  # loaded at first use
+    files = sorted(Path(folder).glob("*.npy"))
+    figures = {}
+    with PeakMemory() as peak:
+        started = time.perf_counter()
+        layer = compress(files, SIZE, subset_rows=SUBSET_ROWS)
+        trained = time.perf_counter()
+    figures["the map trained"] = {"seconds": round(trained - started, 2), "MiB above the input": round(peak.mebibytes)}
+    with PeakMemory("VmRSS") as peak:
+        started = time.perf_counter()
+        map_files(layer, files, Path(folder) / "small", dtype="float16")
+        mapped = time.perf_counter()
+    figures["all rows mapped"] = {"seconds": round(mapped - started, 2), "MiB above the input": round(peak.mebibytes)}
+    return figures
+
+
+def in_a_process(threads: int, *of_one: object) -> dict[str, Any]:
+    """What is printed by this benchmark, run anew with --one."""
+    command = [sys.executable, __file__, "--threads", str(threads), "--one", *map(str, of_one)]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(printed.splitlines()[-1])
+
+
+def shards(threads: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(SHARDS):
+            write_rows(Path(folder) / f"{number}.npy", OF_A_SHARD, SHARD_COLUMNS, "float16", seed=number)
+        return in_a_process(threads, folder, "shards")
+
+
 def scale(rows: list[int], threads: int) -> dict[str, object]:
     figures: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -91,9 +134,7 @@ def scale(rows: list[int], threads: int) -> dict[str, object]:
             path = Path(folder) / f"{number}.npy"
             write_rows(path, number)
             for where in ("memory", "file"):
-                command = [sys.executable, __file__, "--one", str(path), where, "--threads", str(threads)]
-                printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-                figures[f"{number:,} rows, {where}"] = json.loads(printed.splitlines()[-1])
+                figures[f"{number:,} rows, {where}"] = in_a_process(threads, path, where)
             path.unlink()
     for where in ("memory", "file"):
         few, many = (figures[f"{number:,} rows, {where}"]["seconds"] for number in (rows[0], rows[-1]))  # type: ignore[index]
@@ -130,10 +171,15 @@ def main() -> None:
         one={"nargs": 2, "metavar": ("FILE", "WHERE")},
     )
     if chosen.one:
-        print(json.dumps(measured_here(*chosen.one, chosen.threads)))
+        path, where = chosen.one
+        figures = shards_measured_here(path) if where == "shards" else measured_here(path, where)
+        print(json.dumps(figures))
         return
-    name = f"{COLUMNS} to {SIZE}"
-    figures = {f"scale, {name}": scale(chosen.rows, chosen.threads), "gradient": gradient(chosen.repeats)}
+    figures = {
+        f"scale, {COLUMNS} to {SIZE}": scale(chosen.rows, chosen.threads),
+        f"shards, {SHARDS * OF_A_SHARD:,} rows, {SHARD_COLUMNS} to {SIZE}": shards(chosen.threads),
+        "gradient": gradient(chosen.repeats),
+    }
     save("compress", figures, chosen.results)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+import pml_s2sd
 from pml_s2sd.whole_file import whole_file
 
 RESULTS = Path(__file__).parent / "results"
@@ -87,16 +88,21 @@ def read(name: str, folder: Path = RESULTS) -> dict[str, Any]:
 def save(name: str, figures: dict[str, Any], folder: Path = RESULTS) -> None:
     """Print the figures, and write them to NAME.json of a folder with what they were measured on."""
     folder.mkdir(exist_ok=True)
-    machine = {
+    print(f"{name}: " + json.dumps(figures, indent=1))
+    with whole_file(folder / f"{name}.json", "w") as file:
+        file.write(json.dumps({"machine": machine(), "command": command(), "figures": figures}, indent=1) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """What figures depend on beside the code."""
+    return {
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "pytorch-metric-learning", "pml-s2sd")},
+        **{package: version(package) for package in ("torch", "pytorch-metric-learning")},
+        "pml-s2sd": pml_s2sd.__version__,
     }
-    print(f"{name}: " + json.dumps(figures, indent=1))
-    with whole_file(folder / f"{name}.json", "w") as file:
-        file.write(json.dumps({"machine": machine, "command": command(), "figures": figures}, indent=1) + "\n")
 
 
 def command() -> str:

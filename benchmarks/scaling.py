@@ -6,7 +6,9 @@ F = 2048, d = 128, MSDF, forward and backward, as loss_step.py has them:
   S2SD    everything; over = S2SD ÷ (heads + the base objective), ratio = S2SD ÷ plain
 B: ProxyAnchorLoss(100 classes), as MultiSimilarityLoss itself needs many B × B matrices; memory is the peak of a
 process of its own, parameters and gradients included. Spaces and processes: MultiSimilarityLoss and its miner, B = 112
-in each process, over gloo, in PML's DistributedLossWrapper, on one thread each.
+in each process, over gloo, in PML's DistributedLossWrapper, on one thread each. Processes: also of the recommended
+recipe; the base objective is PML's on the global batch; by PML = (heads + as many base objectives as the busiest
+process has spaces) ÷ (heads + base objective).
 
 `--profile WORLD_SIZE` prints the operations that one of so many processes spends its time in, and measures no more.
 """
@@ -15,11 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,6 +35,10 @@ from torch import nn
 from pml_s2sd import s2sd
 
 F, d, AUX_SIZES, B = 2048, 128, (512, 1024, 1536, 2048), 112
+RECIPES: dict[str, dict[str, Any]] = {
+    "MSDF": {"variant": "MSDF", "aux_sizes": AUX_SIZES, "feature_delay": 0},
+    "recommended": {},
+}
 SPACE_SIZES, SPACE_NUMBERS = (128, 256, 512, 1024, 2048, 4096), (1, 2, 4, 8)
 
 
@@ -51,14 +59,14 @@ class Step:
     """The calls that are timed, on B features: with S2SD, without, the heads alone, the base objective alone."""
 
     def __init__(
-        self, rows: int, aux_sizes: tuple[int, ...], parts: Callable[[], tuple[nn.Module, nn.Module | None]]
+        self, rows: int, recipe: dict[str, Any], parts: Callable[[], tuple[nn.Module, nn.Module | None]]
     ) -> None:
         torch.manual_seed(0)
         self.features = torch.randn(rows, F, requires_grad=True)
         self.labels = torch.arange(rows) // 2 % 100
         self.head, (self.loss, self.miner) = nn.Linear(F, d), parts()
         loss, miner = parts()
-        self.embedder, self.loss_func = s2sd(loss, F, d, "MSDF", aux_sizes=aux_sizes, miner=miner, feature_delay=0)
+        self.embedder, self.loss_func = s2sd(loss, F, d, miner=miner, **recipe)
         self.z = torch.randn(rows, d)
 
     def calls(self) -> dict[str, Callable[[], None]]:
@@ -92,12 +100,16 @@ def figures_of(times: dict[str, float]) -> dict:
     }
 
 
+def of_sizes(*aux_sizes: int) -> dict[str, Any]:
+    return RECIPES["MSDF"] | {"aux_sizes": aux_sizes}
+
+
 def peak_of_a_step(rows: int, way: str) -> float:
     """MiB of the batch, the parameters, their gradients, and all that is in between."""
-    Step(8, (8,), proxy_anchor).calls()[way]()  # what is loaded at first use
+    Step(8, of_sizes(8), proxy_anchor).calls()[way]()  # what is loaded at first use
     reset_peak()
     before = peak_mebibytes()
-    Step(rows, AUX_SIZES if way == "S2SD" else (), proxy_anchor).calls()[way]()
+    Step(rows, RECIPES["MSDF"] if way == "S2SD" else of_sizes(), proxy_anchor).calls()[way]()
     return peak_mebibytes() - before
 
 
@@ -105,7 +117,7 @@ def against_batch_size(chosen: argparse.Namespace) -> dict:
     figures = {}
     for rows in chosen.rows:
         repeats = max(2, min(chosen.repeats, 8192 // rows))
-        figures[str(rows)] = figures_of(medians(Step(rows, AUX_SIZES, proxy_anchor).calls(), repeats, warm_up=1))
+        figures[str(rows)] = figures_of(medians(Step(rows, RECIPES["MSDF"], proxy_anchor).calls(), repeats, warm_up=1))
         memory = {
             way: float(itself("--peak", way, "--rows", rows, "--threads", chosen.threads)) for way in ("plain", "S2SD")
         }
@@ -116,13 +128,21 @@ def against_batch_size(chosen: argparse.Namespace) -> dict:
 
 def against_spaces(aux_sizes: dict[int, tuple[int, ...]], repeats: int) -> dict:
     return {
-        str(name): figures_of(medians(Step(B, sizes, multi_similarity).calls(), repeats))
+        str(name): figures_of(medians(Step(B, of_sizes(*sizes), multi_similarity).calls(), repeats))
         for name, sizes in aux_sizes.items()
     }
 
 
 def against_processes(chosen: argparse.Namespace) -> dict:
-    return {str(n): figures_of(json.loads(of_several(n, "--repeats", chosen.repeats))) for n in chosen.processes}
+    figures = {}
+    for recipe in RECIPES:
+        spaces = len(s2sd(losses.ContrastiveLoss(), F, d, **RECIPES[recipe])[0].aux_sizes) + 1
+        for n in chosen.processes:
+            times = json.loads(of_several(n, "--repeats", chosen.repeats, "--recipe", recipe))
+            least = times["heads"] + times["base objective"]
+            more = (math.ceil(spaces / n) - 1) * times["base objective"]
+            figures[f"{recipe}, {n}"] = {**figures_of(times), "by PML": round(1 + more / least, 3)}
+    return figures
 
 
 def of_several(world_size: int, *arguments: object) -> str:
@@ -139,7 +159,7 @@ def of_several(world_size: int, *arguments: object) -> str:
 def in_one_of_several(chosen: argparse.Namespace) -> str:
     rank, world_size = chosen.rank, chosen.world
     dist.init_process_group("gloo", init_method=f"file://{chosen.store}", rank=rank, world_size=world_size)
-    step = Step(B, AUX_SIZES, distributed if world_size > 1 else multi_similarity)
+    step = Step(B, RECIPES[chosen.recipe], distributed if world_size > 1 else multi_similarity)
     found = profile(step.with_s2sd) if chosen.profile else json.dumps(medians(step.calls(), chosen.repeats))
     dist.barrier()  # none leaves while another still talks to it
     dist.destroy_process_group()
@@ -177,6 +197,7 @@ def main() -> None:
         rows={"type": int, "nargs": "+", "default": [64, 256, 1024, 4096, 16384]},
         processes={"type": int, "nargs": "+", "default": [1, 2]},
         profile={"type": int, "metavar": "WORLD_SIZE"},
+        recipe={"choices": list(RECIPES), "default": "MSDF", "help": "of --profile"},
         peak={"choices": ["plain", "S2SD"], **hidden},
         rank={"type": int, **hidden},
         world={"type": int, **hidden},
@@ -187,7 +208,7 @@ def main() -> None:
     elif chosen.rank is not None:
         print(in_one_of_several(chosen))
     elif chosen.profile:
-        print(of_several(chosen.profile, "--profile", chosen.profile))
+        print(of_several(chosen.profile, "--profile", chosen.profile, "--recipe", chosen.recipe))
     else:
         for part in chosen.parts:
             save(f"scaling_{part}", PARTS[part](chosen), chosen.results)

@@ -1,5 +1,5 @@
-"""The tables of docs/performance.md, evaluation.md and compress.md from benchmarks/results/: prints them, or puts them
-into the pages (--write)."""
+"""The tables of docs/performance.md, performance_tables.md, evaluation.md and compress.md from benchmarks/results/:
+prints them, or puts them into the pages (--write)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import gpu_table
 from measure import RESULTS, read
 
 from pml_s2sd.whole_file import whole_file
 
-PAGES = [Path(__file__).parents[1] / "docs" / name for name in ("performance.md", "evaluation.md", "compress.md")]
+PAGES = [
+    Path(__file__).parents[1] / "docs" / name
+    for name in ("performance.md", "performance_tables.md", "evaluation.md", "compress.md")
+]
 TARGETS = {"multisimilarity": 1.05, "margin": 1.08}
+RECOMMENDED, RECOMMENDED_TARGET = "recommended, ", 1.1
 
 
 def rows_of(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
@@ -32,14 +37,28 @@ def verdict(value: float, target: float | None, at_least: bool = False) -> str:
 
 def loss_step(figures: dict[str, Any]) -> str:
     header = ["ms", "whole", "heads", "base objective", "auxiliary objectives", "distillation"]
-    header += ["auxiliary objectives by PML alone", "ratio", "target"]
+    header += ["auxiliary objectives by PML alone", "ratio", "of it by PML", "target"]
     rows = []
     for name, of_name in figures.items():
         if "milliseconds over" in of_name:
             times, over = of_name["milliseconds"], of_name["milliseconds over"]
             shown = [times["whole"], times["heads"], times["base objective"], *over.values()]
             shown.append(times["auxiliary objectives, PML alone"])
-            rows.append([name, *shown, f"**{of_name['ratio']}**", verdict(of_name["ratio"], TARGETS.get(name))])
+            target = RECOMMENDED_TARGET if name.startswith(RECOMMENDED) else TARGETS.get(name)
+            ratio = of_name["ratio"]
+            rows.append([name, *shown, f"**{ratio}**", of_name["by PML"], verdict(ratio, target)])
+    return rows_of(header, rows)
+
+
+def authors(figures: dict[str, Any]) -> str:
+    first = next(iter(figures.values()))
+    header = ["", *(f"{way}, ms" for way in first["milliseconds"])]
+    compared = ("÷ plain PML", "÷ the formulas")
+    header += [f"{way} {to}" for to in compared for way in first[to]]
+    rows = (
+        [name, *(round(t) for t in f["milliseconds"].values()), *(x for to in compared for x in f[to].values())]
+        for name, f in figures.items()
+    )
     return rows_of(header, rows)
 
 
@@ -93,6 +112,27 @@ def large_batch(figures: dict[str, Any]) -> str:
     return rows_of(["B", "plain, s", "in blocks, s", "ratio", "plain, MiB", "in blocks, MiB", "ratio"], rows)
 
 
+def columns_error(figures: dict[str, Any]) -> str:
+    ((name, of_rows),) = figures.items()
+    cases = list(dict.fromkeys(case.rpartition(", ")[0] for case in of_rows))
+    drawn = list(dict.fromkeys(case.rpartition(", ")[2] for case in of_rows))
+    header = [f"columns, {name}", *(f"{case}: {figure}" for case in cases for figure in ("KL", "gradient"))]
+    rows = []
+    for number in drawn:
+        of_number = [of_rows[f"{case}, {number}"] for case in cases]
+        rows.append([number, *(shown for f in of_number for shown in (f"{f['KL']:+.1%}", f"{f['gradient']:.0%}"))])
+    return rows_of(header, rows)
+
+
+def columns_cost(figures: dict[str, Any]) -> str:
+    ((drawn, by_rows),) = figures.items()
+    rows = (
+        [name.removeprefix("B = "), *f["seconds"].values(), f["time ratio"], *f["MiB"].values(), f["memory ratio"]]
+        for name, f in by_rows.items()
+    )
+    return rows_of(["B", "all, s", f"{drawn}, s", "ratio", "all, MiB", f"{drawn}, MiB", "ratio"], rows)
+
+
 def scaling(key: str) -> Callable[[dict[str, Any]], str]:
     def of_key(figures: dict[str, Any]) -> str:
         measured = figures[key]
@@ -101,9 +141,11 @@ def scaling(key: str) -> Callable[[dict[str, Any]], str]:
         rows = []
         for name, f in measured.items():
             times = f["milliseconds"]
-            memory = [round(value) for value in f["MiB"].values()] if with_memory else []
-            rows.append([name, times["plain"], times["heads"], times["S2SD"], f["over"], *memory])
-        return rows_of([*header, *(["without S2SD, MiB", "S2SD, MiB"] if with_memory else [])], rows)
+            more = [round(value) for value in f.get("MiB", {}).values()]
+            more += [f["by PML"]] if "by PML" in f else []
+            rows.append([name, times["plain"], times["heads"], times["S2SD"], f["over"], *more])
+        header += ["without S2SD, MiB", "S2SD, MiB"] if with_memory else []
+        return rows_of([*header, *(["of it by PML"] if "by PML" in next(iter(measured.values())) else [])], rows)
 
     return of_key
 
@@ -158,11 +200,22 @@ def gallery_quality(figures: dict[str, Any]) -> str:
     )
 
 
-def compress_scale(figures: dict[str, Any]) -> str:
-    ((name, measured),) = ((name, f) for name, f in figures.items() if name.startswith("scale"))
-    ways = {way: f for way, f in measured.items() if isinstance(f, dict)}
-    header = [name.removeprefix("scale, "), "s", "MiB above the input"]
-    return rows_of(header, ([way, f["seconds"], f["MiB above the input"]] for way, f in ways.items()))
+def compress_table(kind: str) -> Callable[[dict[str, Any]], str]:
+    def of_kind(figures: dict[str, Any]) -> str:
+        ((name, measured),) = ((name, f) for name, f in figures.items() if name.startswith(kind))
+        ways = {way: f for way, f in measured.items() if isinstance(f, dict)}
+        header = [name.removeprefix(f"{kind}, "), "s", "MiB above the input"]
+        return rows_of(header, ([way, f["seconds"], f["MiB above the input"]] for way, f in ways.items()))
+
+    return of_kind
+
+
+def gpu(rows: Callable[[dict[str, Any]], list[list[object]]]) -> Callable[[dict[str, Any]], str]:
+    def of_figures(figures: dict[str, Any]) -> str:
+        header, *others = rows(figures)
+        return rows_of(header, others)
+
+    return of_figures
 
 
 def shown(value: float | None) -> str:
@@ -172,10 +225,13 @@ def shown(value: float | None) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "loss_step": ("loss_step", loss_step),
+    "authors": ("authors_step", authors),
     "heads_and_optimizer": ("loss_step", heads_and_optimizer),
     "training_step": ("training_step", training_step),
     "deployed": ("deployed", deployed),
     "large_batch": ("large_batch", large_batch),
+    "columns_error": ("columns_error", columns_error),
+    "columns_cost": ("columns_cost", columns_cost),
     "batch_size": ("scaling_batch", scaling("B")),
     "space_size": ("scaling_spaces", scaling("size of one space")),
     "space_number": ("scaling_spaces", scaling("number of spaces of 1024")),
@@ -185,18 +241,28 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "gallery_parts": ("gallery", gallery_parts),
     "gallery_choice": ("gallery", gallery_choice),
     "gallery_quality": ("gallery", gallery_quality),
-    "compress_scale": ("compress", compress_scale),
+    "compress_scale": ("compress", compress_table("scale")),
+    "compress_shards": ("compress", compress_table("shards")),
+    "gpu": ("gpu", gpu(gpu_table.steps)),
+    "gpu_else": ("gpu", gpu(gpu_table.what_else)),
 }
 
 
 def markdown(name: str, results: Path) -> str:
     """A table, with what it was measured on and by which command."""
     script, table = TABLES[name]
+    if script == "gpu" and not (results / "gpu.json").exists():
+        return f"{table({})}\n\n*No GPU has been at hand yet: `make gpu` has not been run.*"
     saved = read(script, results)
-    machine = saved["machine"]
+    return f"{table(saved['figures'])}\n\n*`{saved['command']}`, {place(script, saved['machine'])}*"
+
+
+def place(script: str, machine: dict[str, Any]) -> str:
+    """What it was measured on."""
+    if script == "gpu":
+        return f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}, torch {machine['torch']}"
     threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
-    where = f"{machine['processor']}, {threads}, torch {machine['torch']}"
-    return f"{table(saved['figures'])}\n\n*`{saved['command']}`, {where}*"
+    return f"{machine['processor']}, {threads}, torch {machine['torch']}"
 
 
 def with_tables(page: str, results: Path) -> str:

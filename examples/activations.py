@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from tqdm import tqdm
 
+from pml_s2sd._turned_classes import turned_classes
 from pml_s2sd.training_features import TURNS, turn
 from pml_s2sd.whole_file import whole_file
 
@@ -62,7 +63,9 @@ class TrainingActivations(Activations):
     def all_of_them(self) -> ConcatDataset:
         """Each view of each image, then the turned ones, each way as classes of its own."""
         ways = [(view, 0) for view in self.views] + [(x, way + 1) for way, x in enumerate(self.turned)]
-        return ConcatDataset([Activations([x], self.labels + way * len(self.names), self.names) for x, way in ways])
+        return ConcatDataset(
+            [Activations([x], turned_classes(self.labels, torch.tensor(way)), self.names) for x, way in ways]
+        )
 
 
 def activations_of(

@@ -14,6 +14,7 @@ from torch import nn
 from ._call import Call, base_space_alone, of_space
 from ._objective_value import objective_value
 from ._shared_similarities import SharedSimilarities
+from ._spaces_by_process import SpacesByProcess, keeps_nothing
 from .distillation import columns_of_copies
 from .distributed import Gathering
 from .embeddings import S2SDEmbeddings
@@ -56,6 +57,7 @@ class ManyProcesses:
         self.local_first = "indices_tuple" in call.arguments
         self._self_columns: torch.Tensor | None = None
         self.objective_inputs: dict[int, torch.Tensor] = {}
+        self.by_process: SpacesByProcess | None = None
         if any(wrapped):
             arguments = call.arguments
             self.labels = self._gathered_labels(call.labels, self.gathering)
@@ -75,6 +77,38 @@ class ManyProcesses:
         return gathering.local_first(gathered) if self.local_first else gathered
 
     @torch.compiler.disable
+    def objectives(self, losses: Sequence[nn.Module], miners: Sequence[nn.Module | None]) -> list[torch.Tensor | None]:
+        """L of every space, None where another process computes it.
+
+        Those on the samples of all that keep nothing are shared out among the processes.
+        """
+        spaces = list(zip((self.rows.embeddings, *self.rows.aux), losses, miners, strict=True))
+        shared_out = {
+            space: x for space, (x, loss, miner) in enumerate(spaces) if self._one_process_is_enough(loss, miner)
+        }
+        values: dict[int, torch.Tensor] = {}
+        if len(shared_out) > 1:
+            of_all = {space: of_space(self.samples, space) for space in shared_out}
+            self.by_process = SpacesByProcess(self.gathering, shared_out, of_all)
+            values = {space: self._of_all_rows(space, x, *spaces[space]) for space, x in self.by_process.own.items()}
+        return [
+            values.get(space) if self.by_process and space in shared_out else self.objective(space, *parts)
+            for space, parts in enumerate(spaces)
+        ]
+
+    @torch.compiler.disable
+    def values_of_all(self, objectives: list[torch.Tensor | None]) -> list[torch.Tensor]:
+        """`objectives` with those of other processes. Called last of all: it waits for them."""
+        known = {space: value for space, value in enumerate(objectives) if value is not None}
+        if self.by_process is not None:
+            known |= self.by_process.values_of_all({s: v for s, v in known.items() if s in self.by_process.own})
+        return [known[space] for space, _ in enumerate(objectives)]
+
+    def _one_process_is_enough(self, loss: nn.Module, miner: nn.Module | None) -> bool:
+        of_all_rows = isinstance(loss, DistributedLossWrapper) and not loss.efficient
+        return of_all_rows and self.call.with_itself and keeps_nothing(of_one_process(loss), of_one_process(miner))
+
+    @torch.compiler.disable
     def objective(self, space: int, x: torch.Tensor, loss: nn.Module, miner: nn.Module | None) -> torch.Tensor:
         """L of one space, of the samples of all processes where it is in a `DistributedLossWrapper`.
 
@@ -90,21 +124,25 @@ class ManyProcesses:
         if not isinstance(loss, DistributedLossWrapper):
             exact = with_exact_wrappers(loss, self.gathering.group)
             return objective_value(exact, miner, x, call.labels, ref, call.arguments)
-        inner, miner = of_one_process(loss), of_one_process(miner)
-        return (self._of_local_rows if loss.efficient else self._of_all_rows)(space, x, ref, inner, miner)
+        if loss.efficient:
+            return self._of_local_rows(space, x, ref, of_one_process(loss), of_one_process(miner))
+        return self._of_all_rows(
+            space, self.gathering.same_everywhere(x, of_space(self.samples, space)), x, loss, miner
+        )
 
     def _of_all_rows(
-        self, space: int, x: torch.Tensor, ref: torch.Tensor | None, loss: nn.Module, miner: nn.Module | None
+        self, space: int, gathered: torch.Tensor, x: torch.Tensor, loss: nn.Module, miner: nn.Module | None
     ) -> torch.Tensor:
-        gathered = self.gathering.same_everywhere(x, of_space(self.samples, space))
+        """L of the samples of all, `gathered`, of which x are this process's."""
         gathered = self.objective_inputs[space] = self._ordered(gathered, self.gathering)
+        ref = self.call.references(space, x)
         if ref is x:
             ref = gathered
         elif ref is not None:
             ref = self.column_gathering.same_everywhere(ref, of_space(self.columns, space))
             ref = self._ordered(ref, self.column_gathering)
         arguments = self.call.arguments | _given(ref_labels=self.ref_labels, enqueue_mask=self.enqueue_mask)
-        return objective_value(loss, miner, gathered, self.labels, ref, arguments)
+        return objective_value(of_one_process(loss), of_one_process(miner), gathered, self.labels, ref, arguments)
 
     def _of_local_rows(
         self, space: int, x: torch.Tensor, ref: torch.Tensor | None, loss: nn.Module, miner: nn.Module | None

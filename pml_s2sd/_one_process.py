@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -30,6 +32,15 @@ class OneProcess:
         self.rows: S2SDEmbeddings = call.batch
         self.columns: S2SDEmbeddings = call.batch if call.ref is None else call.ref
         self._self_columns: torch.Tensor | None = None
+
+    def objectives(self, losses: Sequence[nn.Module], miners: Sequence[nn.Module | None]) -> list[torch.Tensor | None]:
+        """L of every space, base first; None where another process computes it."""
+        spaces = zip((self.rows.embeddings, *self.rows.aux), losses, miners, strict=True)
+        return [self.objective(space, *parts) for space, parts in enumerate(spaces)]
+
+    def values_of_all(self, objectives: list[torch.Tensor | None]) -> list[torch.Tensor]:
+        """`objectives` with those of other processes."""
+        return objectives  # type: ignore[return-value]
 
     def objective(self, space: int, x: torch.Tensor, loss: nn.Module, miner: nn.Module | None) -> torch.Tensor:
         """L(x) of one space, 0 the base, i the i-th auxiliary one; x (B, d) are its embeddings of the rows."""

@@ -133,13 +133,46 @@ class SharedEuclidean(LpDistance):
 
 
 def cosines(x: torch.Tensor) -> torch.Tensor:
-    """x xᵀ / (n nᵀ), n the norms of the rows, (B, B): no pass over (B, d) but the product.
+    """x xᵀ / (n nᵀ), n the norms of the rows, (B, B): one product forward and one backward, and no other pass over
+    (B, d) than the norms.
 
-    Zero vectors get no gradient. Half the time of normalise and multiply at B = 112, d = 2048.
+    Zero vectors get no gradient. At B = 112, d = 2048 half the time of normalise and multiply.
     """
+    return _Cosines.apply(x)
+
+
+class _Cosines(torch.autograd.Function):
+    """D_ij = x_i·x_j / (n_i n_j). With G = ∂L/∂D and H = G + Gᵀ,
+
+        ∂L/∂x_k  =  Σ_j H_kj x_j / (n_k n_j)  -  x_k / n_k² · Σ_j H_kj D_kj  =  (M x)_k
+
+    Autograd multiplies G and Gᵀ each with x.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        inverse = _inverse_norms(x)
+        return (x @ x.T) * inverse[:, None] * inverse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, G: torch.Tensor) -> torch.Tensor:
+        x, D = ctx.saved_tensors
+        inverse = _inverse_norms(x)
+        H = G + G.T
+        M = H * inverse[:, None] * inverse - torch.diag((H * D).sum(dim=1) * inverse**2)
+        return M @ x
+
+
+def _inverse_norms(x: torch.Tensor) -> torch.Tensor:
+    """(B,), 0 for a zero vector."""
     norms = torch.linalg.vector_norm(x, dim=1)
-    inverse = norms.masked_fill(norms <= 1e-12, torch.inf).reciprocal()
-    return (x @ x.T) * inverse[:, None] * inverse
+    return norms.masked_fill(norms <= 1e-12, torch.inf).reciprocal()
 
 
 def _share(*parts: nn.Module | None) -> SharedCosine:

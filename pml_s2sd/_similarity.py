@@ -50,7 +50,14 @@ class Similarity:
     def __call__(self, x: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
         """D of prepared samples, (B, d), to prepared references, (R, d): (B, R)."""
         with torch.autocast(x.device.type, enabled=False):
-            D = self.distance.compute_mat(x, ref)
-            if self.distance.power != 1:
-                D = D**self.distance.power
-            return D if self.distance.is_inverted else -D
+            return self._larger_is_closer(self.distance.compute_mat(x, ref))
+
+    def of_pairs(self, x: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
+        """D of each prepared sample, (B, d), to the prepared reference beside it, (B, d): (B,)."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self._larger_is_closer(self.distance.pairwise_distance(x, ref))
+
+    def _larger_is_closer(self, D: torch.Tensor) -> torch.Tensor:
+        if self.distance.power != 1:
+            D = D**self.distance.power
+        return D if self.distance.is_inverted else -D

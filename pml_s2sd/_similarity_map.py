@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from ._argument_checks import check_int, check_number
+from ._matrices import Opened
+from ._shards import Shards
+from ._turned_classes import of_trained_classes
 from .distillation import row_log_probs
 
 START_ROWS = 2**15
@@ -35,7 +38,7 @@ class Rows:
 
     Args:
         name: what messages call the matrix.
-        matrix: (N, k), floating point, finite: a tensor or array. A memory-mapped array is checked as it is read.
+        matrix: (N, k), floating point, finite: a tensor or array. What lies in files is checked as it is read.
         device: where rows are wanted.
         dtype: what rows are wanted in.
         rows: the numbers of those that will be asked for; None: all.
@@ -44,7 +47,7 @@ class Rows:
     def __init__(
         self,
         name: str,
-        matrix: torch.Tensor | np.ndarray,
+        matrix: Opened,
         device: torch.device,
         dtype: torch.dtype,
         rows: np.ndarray | None = None,
@@ -52,7 +55,7 @@ class Rows:
         self.name, self.device, self.dtype = name, device, dtype
         self.matrix = matrix.detach() if isinstance(matrix, torch.Tensor) else matrix
         self._checked = False
-        if not isinstance(matrix, np.memmap):
+        if not isinstance(matrix, np.memmap | Shards):
             for first in range(0, len(matrix) if rows is None else len(rows), BLOCK_ROWS):
                 block = slice(first, first + BLOCK_ROWS)
                 self._read(block if rows is None else rows[block])
@@ -249,7 +252,8 @@ def train_maps(
     axes = principal_axes(blocks_of(x, first_rows))
     scale = axes.pace().sqrt()
     B = (axes.directions * scale).to(x.device, x.dtype)
-    start = start_of(axes, x, teachers, first_rows, trust_in_teachers(classes_of(labels), x.columns))
+    taught, classes = taught_rows(first_rows, labels)
+    start = start_of(axes, x, teachers, taught, trust_in_teachers(classes, x.columns))
     trained = {d: (start[:d] * (d**0.5 / start[:d].norm()) / scale).to(B) for d in dict.fromkeys(sizes)}
     optimizer = torch.optim.Adam(list(trained.values()), settings.learning_rate)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
@@ -274,6 +278,14 @@ def subset_rows_for(labels: torch.Tensor | None) -> int:
         labels: (N,), `UNLABELLED` where not known.
     """
     return min(max(FEWEST_ROWS, 2 * classes_of(labels)), MOST_ROWS)
+
+
+def taught_rows(rows: np.ndarray, labels: torch.Tensor | None) -> tuple[np.ndarray, int]:
+    """Those of the rows whose class the teachers were trained on, and how many such classes there are."""
+    if labels is None:
+        return rows, 0
+    of_trained = of_trained_classes(labels)
+    return rows[of_trained.cpu().numpy()[rows]], classes_of(labels[of_trained])
 
 
 def classes_of(labels: torch.Tensor | None) -> int:
@@ -345,6 +357,10 @@ def trust_in_teachers(classes: int, columns: int) -> float:
     """How far the map starts from what the teachers hold similar: classes² / (classes² + F²), at most `MOST_TRUST`.
 
     A teacher that was trained on few classes knows little of others, and the features' own axes are safer.
+
+    Args:
+        classes: that the teachers were trained on.
+        columns: F.
     """
     return min(classes**2 / (classes**2 + columns**2), MOST_TRUST)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ._argument_checks import checked_device
 from ._features import average_pool, checked_features, max_pool
-from ._matrices import Matrix, checked_labels, opened
+from ._matrices import Matrix, Opened, checked_labels, opened
 from ._modes import in_eval_mode, whole_state
 from ._similarity_map import MadeRows, Rows, Settings, checked_sizes, subset_rows_for, train_maps
 from .embedder import Embedder, S2SDEmbedder
@@ -149,7 +149,7 @@ def _deployed(embedder: Embedder, weight: torch.Tensor) -> Embedder:
     return Embedder(F, d, head, field=embedder.field, tokens=embedder.tokens).eval()
 
 
-def _check(embedder: Embedder, matrix: torch.Tensor | np.ndarray) -> None:
+def _check(embedder: Embedder, matrix: Opened) -> None:
     """Features that the embedder takes, of at least two samples."""
     maps_only = isinstance(embedder, S2SDEmbedder) and embedder.aggregate_pooling
     if maps_only and matrix.ndim == 2:

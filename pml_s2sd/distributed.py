@@ -79,8 +79,11 @@ class Gathering:
         padded = rows.detach().contiguous()
         if len(rows) < largest:
             padded = torch.cat([padded, padded.new_zeros(largest - len(rows), *rows.shape[1:])])
-        by_rank = [torch.empty_like(padded) for _ in self.sizes]
+        gathered = padded.new_empty(largest * self.processes, *rows.shape[1:])
+        by_rank = list(gathered.split(largest))
         dist.all_gather(by_rank, padded, group=self.group)
+        if min(self.sizes) == largest:
+            return gathered
         return torch.cat([rows[:size] for rows, size in zip(by_rank, self.sizes, strict=True)])
 
     def matrices_of_all(self, matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ._argument_checks import check_embedder, check_instance, check_int, check_number
 from ._call import Call, of_space
+from ._drawn_columns import with_drawn_columns
 from ._kept_state import keep
 from ._live_objectives import LiveObjectives
 from ._one_process import OneProcess
@@ -87,6 +88,11 @@ class S2SDLoss(nn.Module):
             optimizer takes the gradients of k batches, that is k calls a step.
         distance: gives D; a PML distance. Where small means similar (`LpDistance`, `SNRDistance`),
             its negative is the similarity.
+        columns: c ≥ 2: the distillation compares the rows with c columns, drawn anew at every call, the same for all
+            spaces. None: with all. Where there are no more than c, all are taken. Time then grows with B · c, not B²;
+            docs/performance.md has the error. Torch's generator of the device draws. A row's own column is kept, with
+            the weight that it has among all, or left out, as `include_diagonal` says. Each of several processes draws
+            its own columns from those of all.
         process_group: the processes whose batches make up the global batch. Needed where there is more than data
             parallelism (tensor or pipeline parallelism, a model on some of the processes). A ProcessGroup, or the
             one-dimensional DeviceMesh ``mesh["dp"]``. None: all processes.
@@ -153,6 +159,7 @@ class S2SDLoss(nn.Module):
         feature_weight: float = 0.0,
         feature_delay: int = 1000,
         distance: BaseDistance | None = None,
+        columns: int | None = None,
         process_group: ProcessGroup | DeviceMesh | None = None,
     ) -> None:
         super().__init__()
@@ -171,6 +178,8 @@ class S2SDLoss(nn.Module):
         check_int("feature_delay", feature_delay, at_least=0)
         check_instance("miner", miner, nn.Module, "a pytorch_metric_learning miner")
         check_instance("distance", distance, BaseDistance, "a pytorch_metric_learning distance")
+        if columns is not None:
+            check_int("columns", columns, at_least=2)
 
         self.embedding_size = embedder.embedding_size
         self.aux_sizes = tuple(embedder.aux_sizes)
@@ -184,6 +193,7 @@ class S2SDLoss(nn.Module):
         self.include_diagonal = include_diagonal
         self.feature_delay = feature_delay
         self.distance = CosineSimilarity() if distance is None else distance
+        self.columns = columns
         self._processes = Processes(process_group)
         self.terms: dict[str, torch.Tensor] = {}
         self._said: set[str] = set()
@@ -206,8 +216,10 @@ class S2SDLoss(nn.Module):
 
         self._carry_over()
         with self._shared.for_one_step():
-            base, aux = self._objective_terms(step)
+            objectives = step.objectives(self._losses, self._miners)
             kl = self._distillation_terms(step)
+        base, *others = step.values_of_all(objectives)
+        aux = torch.stack(others).mean() if others else None
         total = base if aux is None else self._objective_share * (base + aux)
         if "distill" in kl:
             total = total + self.distill_weight * kl["distill"]
@@ -222,22 +234,18 @@ class S2SDLoss(nn.Module):
             keep(self.calls, self.calls + 1)
         return total
 
-    def _objective_terms(self, step: OneProcess) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """L(z) and (1/m) Σ_i L(a_i), the latter None where m = 0."""
-        spaces = zip((step.rows.embeddings, *step.rows.aux), self._losses, self._miners, strict=True)
-        base, *aux = [step.objective(space, x, loss, miner) for space, (x, loss, miner) in enumerate(spaces)]
-        return base, torch.stack(aux).mean() if aux else None
-
     def _distillation_terms(self, step: OneProcess) -> dict[str, torch.Tensor]:
         """``distill`` (1/m) Σ_i KL(D^z, D^{a_i}) and ``feature`` KL(D^z, D^φ), without those that are switched off."""
+        if not any(self._distills):
+            return {}
         D = Similarity(self.distance)
+        left_out = None if self.include_diagonal else step.self_columns()
+        if self.columns is not None:
+            D, step, left_out = with_drawn_columns(D, step, left_out, self.columns, self.temperature)
         with torch.no_grad():
             teachers = self._teachers(D, step)
-        if not teachers:
-            return {}
         z = step.rows.embeddings
         student = D.comparison(z, step.student_columns(z))
-        left_out = None if self.include_diagonal else step.self_columns()
         values = mean_divergences(D, student, list(teachers.values()), self.temperature, left_out)
         kl = {term: step.part_of_mean(value) for term, value in zip(teachers, values, strict=True)}
         if "feature" in kl:
@@ -420,7 +428,7 @@ class S2SDLoss(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"distill_weight={self.distill_weight}, temperature={self.temperature}, "
-            f"include_diagonal={self.include_diagonal}, "
+            f"include_diagonal={self.include_diagonal}, columns={self.columns}, "
             f"feature_weight={self.feature_weight}, feature_delay={self.feature_delay}"
         )
 

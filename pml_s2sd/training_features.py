@@ -19,6 +19,7 @@ from ._features import average_pool, max_pool, smallest_maps
 from ._kept_features import InFolder, InMemory, Part
 from ._modes import in_eval_mode, whole_state
 from ._trunk_input import Inputs, call, device_of, inputs_and_labels, mask_of, placed, tensors
+from ._turned_classes import check_before_turning, turned_classes
 from .distributed import Gathering, Processes
 from .embedder import Embedder
 
@@ -35,7 +36,8 @@ class TrainingFeatures(NamedTuple):
 
     Attributes:
         features: (N, F), or the smallest feature maps that keep average and maximum, (N, F, 1, 2).
-        labels: (N,), int64.
+        labels: (N,), int64; those of turned images from 2^59 on, so that `consolidate` knows which classes the
+            teachers were not trained on.
     """
 
     features: torch.Tensor | np.ndarray
@@ -160,8 +162,7 @@ def collect_features(
         )
     if not len(labels):
         raise ValueError("no sample was taken; see the loader's dataset and drop_last, and rows if set")
-    of_turned = labels + ways * (int(labels.max()) + 1)
-    return TrainingFeatures(features, torch.where(labels < 0, labels, of_turned))
+    return TrainingFeatures(features, turned_classes(labels, ways) if turned else labels)
 
 
 class _Work(NamedTuple):
@@ -183,6 +184,8 @@ class _Work(NamedTuple):
             return
         inputs = placed(inputs, self.trunk, self.device, None if drawn.all() else drawn)
         labels = labels.detach().cpu().long().flatten()[drawn]
+        if self.turned:
+            check_before_turning(labels)
         yield Part(self._pooled(inputs, len(labels)), labels, torch.zeros_like(labels))
         for way in range(TURNS if self.turned and first_pass else 0):
             yield Part(self._pooled(turn(inputs, way), len(labels)), labels, torch.full_like(labels, way + 1))

@@ -57,6 +57,7 @@ def s2sd(
     feature_weight: float | None = None,
     feature_delay: int = 1000,
     distance: BaseDistance | None = None,
+    columns: int | None = None,
     process_group: ProcessGroup | DeviceMesh | None = None,
 ) -> tuple[S2SDEmbedder, S2SDLoss]:
     """The embedder and the loss: of the setting that we recommend, or of one of the paper's variants.
@@ -83,7 +84,7 @@ def s2sd(
         head, aux_head, aux_gradient, base_gradient, field, tokens: as `S2SDEmbedder` has them.
         distill_weight, temperature, include_diagonal, feature_weight: as `S2SDLoss` has them; by default as above, γ_F
             the paper's 50 in MSDF and MSDFA.
-        aux_loss, miner, feature_delay, distance, process_group: as `S2SDLoss` has them.
+        aux_loss, miner, feature_delay, distance, columns, process_group: as `S2SDLoss` has them.
 
     Returns:
         ``(embedder, loss_func)``: a `S2SDEmbedder` and the `S2SDLoss` made for it.
@@ -144,6 +145,7 @@ def s2sd(
         feature_weight=chosen.feature_weight if feature_weight is None else feature_weight,
         feature_delay=feature_delay,
         distance=distance,
+        columns=columns,
         process_group=process_group,
     )
     return embedder, loss_func

@@ -1,4 +1,4 @@
-"""Shared set-up: one thread, fixed seeds, PML's own defaults."""
+"""Shared set-up: one thread, fixed seeds, PML's own defaults; what needs a GPU is skipped without one."""
 
 import os
 
@@ -10,6 +10,11 @@ import torch
 
 torch.set_num_threads(1)
 pytest_plugins = ["compatibility"]
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
 
 
 @pytest.fixture(autouse=True)

@@ -29,20 +29,24 @@ AUX_SIZES = {"DSD": (6,)}
 
 
 @contextlib.contextmanager
-def counting() -> Iterator[tuple[list[torch.Size], list[torch.Size]]]:
-    """The shapes of batches of which similarities are computed, by `SharedCosine` and by PML.
+def counting() -> Iterator[tuple[list[torch.Size], list[torch.Size], list[torch.Size]]]:
+    """The shapes of batches of which similarities are computed, by `SharedCosine` and by PML, and objectives.
 
     For one case only: torch.compile would trace the lists, and compile anew as they grow.
     """
-    shared, by_pml = [], []
+    shared, by_pml, objectives = [], [], []
     cosines, compute_mat = _shared_similarities.cosines, CosineSimilarity.compute_mat
+    compute_loss = losses.MultiSimilarityLoss.compute_loss
     _shared_similarities.cosines = lambda x: shared.append(x.shape) or cosines(x)
     CosineSimilarity.compute_mat = lambda self, x, ref: by_pml.append(x.shape) or compute_mat(self, x, ref)
+    losses.MultiSimilarityLoss.compute_loss = lambda self, x, *rest: (
+        objectives.append(x.shape) or compute_loss(self, x, *rest)
+    )
     try:
-        yield shared, by_pml
+        yield shared, by_pml, objectives
     finally:
         _shared_similarities.cosines = cosines
-        del CosineSimilarity.compute_mat  # inherited
+        del CosineSimilarity.compute_mat, losses.MultiSimilarityLoss.compute_loss  # inherited
 
 
 class Case(NamedTuple):
@@ -268,10 +272,16 @@ def main(mode: str, rank: int, world_size: int, store: str, result: str) -> None
             if "memory" in buffer:
                 found[name][buffer] = largest_difference(value, expected_state[without_wrappers(buffer)])
         if similarities is not None:
-            # of each auxiliary space once a step, for miner, objective and distillation, and not by PML besides
-            shared, by_pml = similarities
+            # of each auxiliary space once a step: whole by the process that computes its objective, for miner,
+            # objective and distillation, and by the others the rows that distillation needs
+            shared, by_pml, objectives = similarities
             of_aux = [shape for shape in by_pml if shape[1] in (6, 10)]
-            found[name]["similarities computed"] = abs(len(shared) - 2 * STEPS) + len(of_aux)
+            found[name]["similarities computed"] = abs(len(shared) + len(of_aux) - 2 * STEPS)
+            whole = sorted(shape for shape in objectives if shape[1] in (6, 10))
+            found[name]["whole similarities are those of the own objectives"] = float(sorted(shared) != whole)
+            computed = torch.tensor(len(objectives))
+            dist.all_reduce(computed)  # each space's objective once a step, by one of the processes
+            found[name]["objectives computed"] = abs(computed.item() - 3 * STEPS)
     if rank == 0:
         with open(result, "w") as file:
             json.dump(found, file)

@@ -87,6 +87,16 @@ def test_pmls_metrics_are_pmls(case, how, k, blocks):
         np.testing.assert_allclose(found[metric], value, rtol=0, atol=tolerance, err_msg=metric)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES)
+def test_metrics_on_a_gpu_are_those_of_the_cpu(case):
+    """The search runs on the GPU too where faiss was built for it."""
+    expected = calculator(*BY_QUERY).get_accuracy(*arguments(case))
+    on_gpu = RetrievalAccuracyCalculator(BY_QUERY, device=torch.device("cuda"), recall_at=(1, 3, 10))
+    *given, includes = (torch.as_tensor(of).cuda() if isinstance(of, np.ndarray) else of for of in arguments(case))
+    assert on_gpu.get_accuracy(*given, includes) == pytest.approx(expected, abs=1e-5)
+
+
 def test_clustering_equals_a_plain_computation():
     x, labels = random_space(60, seed=0)
     clusters = (np.arange(60) * 7 % 60) // 4

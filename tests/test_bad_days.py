@@ -285,7 +285,7 @@ def test_labels_that_are_their_own_references_stay_one_tensor():
     torch.testing.assert_close(with_references, loss_func(batch, LABELS))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_labels_on_the_host_with_embeddings_on_the_device():
     embedder, loss_func = s2sd(losses.ContrastiveLoss(), F, d, "MSDF", aux_sizes=AUX, **OPTIONS)
     expected = loss_func(embedder(features()), LABELS)

@@ -4,11 +4,16 @@ import json
 
 import pytest
 import torch
+from authors_step import Formulas
 from check import Row, compare, table
 from deployed import program
+from loss_step import LABELS, MSDF, WORKLOADS, B, F, d
 from measure import RESULTS, medians, read, save
+from plot import added, of_a_loss_step
 from resnet import PARAMETERS, resnet50
 from tables import TABLES, markdown, with_tables
+
+from pml_s2sd import s2sd
 
 COMMITTED = {
     "multisimilarity": {"ratio": 1.04, "milliseconds": {"whole": 180.0}},
@@ -101,3 +106,35 @@ def test_tables_are_put_between_their_marks_only():
     assert written.startswith("before\n\n<!-- table deployed -->\n") and written.endswith("<!-- end -->\n\nafter\n")
     assert "old" not in written and markdown("deployed", RESULTS) in written
     assert with_tables(written, RESULTS) == written
+
+
+@pytest.mark.parametrize("name", ["multisimilarity", "proxyanchor"])
+def test_the_formulas_beside_which_s2sd_is_timed_are_the_same_loss(name):
+    """Also an independent check of the variant MSDF at its real sizes."""
+    objective, miner = WORKLOADS[name]
+    formulas = Formulas(objective(), miner).double()
+    embedder, loss_func = s2sd(objective(), F, d, miner=miner(), **MSDF)
+    embedder.double(), loss_func.double()
+    embedder.head.load_state_dict(formulas.head.state_dict())
+    embedder.aux_heads.load_state_dict(formulas.aux_heads.state_dict())
+    ours = [loss_func.base_loss, *loss_func.aux_losses.values()]
+    for loss, theirs in zip(ours, formulas.objectives, strict=True):
+        loss.load_state_dict(theirs.state_dict())
+    features = torch.randn(B, F, dtype=torch.float64)
+    features_too = features.clone().requires_grad_()
+    features.requires_grad_()
+    expected, found = formulas(features, LABELS), loss_func(embedder(features_too), LABELS)
+    assert abs(found.item() - expected.item()) < 1e-10
+    expected.backward(), found.backward()
+    torch.testing.assert_close(features_too.grad, features.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_what_the_bars_are_made_of():
+    of_one = {
+        "milliseconds": {"whole": 9.0, "heads": 5.0, "base objective": 1.0},
+        "milliseconds over": {"auxiliary objectives": 2.0, "distillation": 0.5},
+    }
+    measured = {"margin": of_one, "margin, our miner": of_one, "recommended, margin": of_one, "optimizer step": {}}
+    parts = {"heads": 5.0, "base objective": 1.0, "auxiliary objectives": 2.0, "distillation": 0.5}
+    assert of_a_loss_step(measured) == {"MSDF, margin": parts, "recommended, margin": parts}
+    assert added({"MSDF, B = 32": {"milliseconds more": {"heads": 7.0}}}) == {"MSDF": {"heads": 7.0}}

@@ -2,6 +2,7 @@
 
 import math
 
+import faiss
 import metrics as plain
 import pytest
 import torch
@@ -15,6 +16,16 @@ from pml_s2sd.evaluation.clustering import KMeans, pairwise_f1
 def test_clusters_are_those_of_pml(rows, clusters):
     x = torch.randn(rows, 8) + 3 * torch.randn(clusters, 8)[torch.arange(rows) % clusters]
     assert torch.equal(KMeans()(x, clusters), FaissKMeans(niter=20)(x, clusters))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(faiss.get_num_gpus() == 0, reason="needs faiss for GPUs")
+def test_clusters_on_the_gpu_are_those_of_the_cpu():
+    """Classes far apart, in which rounding decides nothing."""
+    x = torch.randn(300, 8) + 100 * torch.randn(6, 8)[torch.arange(300) % 6]
+    on_gpu, on_cpu = KMeans()(x.cuda(), 6), KMeans()(x, 6)
+    assert on_gpu.is_cuda
+    assert pairwise_f1(on_cpu, on_gpu) == 1.0
 
 
 def test_f1_equals_loops_over_pairs():

@@ -142,6 +142,25 @@ def test_with_many_classes_it_starts_nearer_to_what_predicts_the_teacher_best():
     assert W * signs == pytest.approx(expected, abs=1e-4)
 
 
+def test_of_turned_images_nothing_is_learned_about_what_the_teacher_knows():
+    """The axes are those of all rows; the regression, and the count of classes, of those it was trained on."""
+    x, labels = made(rows=300, classes=100)
+    turned = labels % 2 == 1  # 50 classes are left
+    e = x @ rng(3).normal(size=(24, 6))
+    e[turned] = rng(4).normal(size=(turned.sum(), 6))
+    W = weight_of(compress(e, 5, features=x, labels=np.where(turned, labels + 2**59, labels), steps=0))
+    unit, wanted = (m.astype(np.float64) / np.linalg.norm(m, axis=1, keepdims=True) for m in (x, e))
+    directions, deviations = axes(x)
+    covariance = np.cov(np.hstack([wanted, unit])[~turned].T, bias=True)[:6, 6:]
+    P = covariance @ directions * deviations / (deviations**2 + engine.RIDGE * np.mean(deviations**2))
+    of_both = 0.7 * np.diag(deviations**2) / np.sum(deviations**2) + 0.3 * P.T @ P / np.sum(P**2)
+    values, V = np.linalg.eigh(of_both)
+    expected = (V * np.sqrt(values.clip(0))).T[::-1][:5] / deviations @ directions.T
+    expected *= np.sqrt(5) / np.linalg.norm(expected)
+    signs = np.sign(np.sum(W * expected, axis=1, keepdims=True))
+    assert W * signs == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize(("classes", "columns", "trust"), [(0, 8, 0.0), (10, 1280, 100 / 1638500), (3000, 1280, 0.3)])
 def test_teachers_are_trusted_that_know_many_classes(classes, columns, trust):
     assert engine.trust_in_teachers(classes, columns) == pytest.approx(trust)
@@ -384,7 +403,7 @@ def test_a_file_cut_short_or_absent_is_named(tmp_path):
         compress(tmp_path / "none.npy", 2)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("where", ["tensor", "array"])
 def test_on_a_gpu_it_is_the_cpus_map(where):
     x, labels = made()
@@ -408,7 +427,8 @@ def test_a_step_reads_nothing_on_the_host():
 
 
 @pytest.mark.slow
-def test_the_pages_examples_run():
+def test_the_pages_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[1] / "docs" / "compress.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     names = {}
@@ -418,4 +438,6 @@ def test_the_pages_examples_run():
     assert names["small"].shape == (2000, 32)
     assert {size: layer.out_features for size, layer in names["of_sizes"].items()} == {8: 8, 16: 16}
     assert names["of_features"].in_features == 128
+    in_files = np.concatenate([np.load(path, mmap_mode="r") for path in names["small_files"]])
+    assert (in_files.shape, in_files.dtype) == ((2000, 32), np.float16)
     assert names["rows"][:, 0].tolist() == [0, 1, 2, 3, 4]

@@ -75,7 +75,7 @@ def test_within_a_replica_it_is_a_batch(outputs_joined):
     assert torch.equal(replica.eval()(FEATURES), embedder.eval()(FEATURES))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_on_gpus():
     """On one GPU twice, where there is one."""
     devices = list(range(torch.cuda.device_count()))

@@ -28,7 +28,11 @@ def blocks(page):
 
 
 RUN_BELOW = {"evaluation.md", "training.md", "consolidation.md", "settings.md", "deployment.md", "start.md"}
-RUN_ELSEWHERE = {"compress.md": "test_compress.py", "stacks.md": "test_stacks_trunks.py"}
+RUN_ELSEWHERE = {
+    "compress.md": "test_compress.py",
+    "databases.md": "test_databases.py",
+    "stacks.md": "test_stacks_trunks.py",
+}
 """Pages with python blocks, and the tests that run them."""
 
 

@@ -200,7 +200,7 @@ def test_made_on_the_meta_device_and_filled_from_a_state_dict(objective):
     torch.testing.assert_close(step(*empty), step(*modules), rtol=0, atol=0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_moving_to_a_gpu_and_back(objective):
     modules = made(OBJECTIVES[objective])

@@ -38,6 +38,9 @@ def gradients(embedder):
     return torch.cat([p.grad.flatten().double() for p in embedder.parameters()])
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
 def float32_step():
     embedder, loss_func = made()
     loss = loss_func(embedder(features()), LABELS)
@@ -47,29 +50,32 @@ def float32_step():
 
 def assert_close_to_float32(loss, found, tolerance):
     expected_loss, expected = float32_step()
+    loss, found = loss.cpu(), found.cpu()
     torch.testing.assert_close(loss.detach().float(), expected_loss, rtol=tolerance, atol=0)
     assert torch.isfinite(found).all()
     assert (found - expected).norm() < 10 * tolerance * expected.norm()  # as ReLUs and thresholds may switch
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_under_autocast(dtype):
-    embedder, loss_func = made()
-    with torch.autocast("cpu", dtype=dtype):
-        batch = embedder(features())
-        loss = loss_func(batch, LABELS)
+def test_under_autocast(dtype, device):
+    embedder, loss_func = (module.to(device) for module in made())
+    with torch.autocast(device, dtype=dtype):
+        batch = embedder(features().to(device))
+        loss = loss_func(batch, LABELS.to(device))
     assert batch.aux[0].dtype == dtype
     loss.backward()
     assert_close_to_float32(loss, gradients(embedder), TOLERANCE[dtype])
 
 
-def test_with_a_gradient_scaler():
-    embedder, loss_func = made()
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+@pytest.mark.parametrize("device", DEVICES)
+def test_with_a_gradient_scaler(device):
+    embedder, loss_func = (module.to(device) for module in made())
+    scaler = torch.amp.GradScaler(device, init_scale=2.0**10)
     optimizer = torch.optim.SGD(embedder.parameters(), lr=0.01)
     before = copy.deepcopy(embedder.state_dict())
-    with torch.autocast("cpu", dtype=torch.float16):
-        loss = loss_func(embedder(features()), LABELS)
+    with torch.autocast(device, dtype=torch.float16):
+        loss = loss_func(embedder(features().to(device)), LABELS.to(device))
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
     assert_close_to_float32(loss, gradients(embedder), TOLERANCE[torch.float16])

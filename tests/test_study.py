@@ -14,6 +14,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from study import compress_tables, cuts, epochs, recipe_tried, tables
 from study.compress_bits import map_for_signs
 from study.cuts import CUTS, ITSELF, SIZES, WITH_LABELS, WITH_TURNED, Trained
+from study.found import RECALL, RIVALS, Case, Found, over_objectives
 from study.pretrained import VIEWS
 from study.questions import COMPARED, CONVERGED, QUESTIONS, SEEDS, Training
 from study.study import (
@@ -29,7 +30,6 @@ from study.study import (
     tables_page,
     written_between,
 )
-from study.tables import Case, Found
 from study.training import OBJECTIVES, Matryoshka, on_device, retrieval
 from study.ways import RECIPES, TAUGHT, WAYS
 
@@ -109,7 +109,7 @@ def test_the_mean_over_objectives_is_taken_seed_by_seed():
     records = results([40.0, 41.0, 42.0]) + results([42.0, 42.0, 42.0], trained=1024, cut=WITH_TURNED)
     records += results([40.0, 40.0], objective="margin")
     records += results([39.0, 36.0], objective="margin", trained=1024, cut=WITH_TURNED)
-    by_seed, by_objective = tables.over_objectives(Found.of(records), "tuned 5", tables.RIVALS[0])
+    by_seed, by_objective = over_objectives(Found.of(records), "tuned 5", RIVALS[0])
     assert by_seed == {0: (2 - 1) / 2, 1: (1 - 4) / 2}  # seed 2 is not there for both
     assert by_objective == [-2.5, 1.0]  # margin, supcon
 
@@ -117,7 +117,7 @@ def test_the_mean_over_objectives_is_taken_seed_by_seed():
 def test_of_what_was_measured_twice_the_first_counts():
     found = Found.of([result(40.0, 0), result(50.0, 0), result(60.0, 1)])
     case = Case("tuned 5", "supcon", "baseline", 32, ITSELF, 32)
-    assert found[case][tables.RECALL] == {0: 40.0, 1: 60.0}
+    assert found[case][RECALL] == {0: 40.0, 1: 60.0}
     assert found.pairs(case, case._replace(size=64)) == {}
 
 

@@ -11,8 +11,8 @@ from scipy import stats
 from study import byte_tables, cuts
 from study.coded import CODED_SIZES, CODES, FACTORIES, coded_cut, figures
 from study.cuts import CUTS, ITSELF, WITH_LABELS, WITH_TURNED, Trained
+from study.found import MAP, RECALL, recommended
 from study.questions import CLOSER, LARGE, QUESTIONS, SEEDS, Training
-from study.tables import MAP, RECALL, recommended
 from study.training import retrieval
 
 from pml_s2sd.embedder import Embedder

@@ -110,7 +110,9 @@ def test_of_icons_features_alone_are_kept_and_three_ways_to_turn(few_icons, tmp_
 
     rows, labels = Trained(nn.Sequential(nn.Identity(), nn.Linear(4, 2)), setting, seed=0).with_turned
     torch.testing.assert_close(rows.features, torch.cat([*setting.train, *setting.turned]))
-    assert labels.tolist() == [0, 0, 1, 1, 2, 2] * VIEWS + [3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11]
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2] * VIEWS + [
+        label + way * 2**59 for way in (1, 2, 3) for label in (0, 0, 1, 1, 2, 2)
+    ]
 
 
 def test_without_icons_the_command_that_draws_them_is_named(tmp_path):

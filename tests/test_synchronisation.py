@@ -60,13 +60,14 @@ def steps(variant, references=False, **options):
     return step, loss_func
 
 
-@pytest.mark.parametrize("way", ["plain", "in blocks of rows", "with references", "under autocast"])
+@pytest.mark.parametrize("way", ["plain", "in blocks of rows", "with references", "under autocast", "columns drawn"])
 @pytest.mark.parametrize("variant", ["DSD", "MSD", "MSDF", "MSDFA"])
 def test_a_step_reads_nothing_on_the_host_also_when_feature_distillation_starts(variant, way, monkeypatch):
     if way == "in blocks of rows":
         monkeypatch.setattr(distillation, "WHOLE_ENTRIES", 0)
         monkeypatch.setattr(_distillation_in_blocks, "BLOCK_ENTRIES", 30)
-    step, loss_func = steps(variant, references=way == "with references")
+    drawn = {"columns": 5} if way == "columns drawn" else {}
+    step, loss_func = steps(variant, references=way == "with references", **drawn)
     autocast = torch.autocast("cpu", dtype=torch.bfloat16) if way == "under autocast" else nullcontext()
     terms = []
     with HostReads() as reads, autocast:

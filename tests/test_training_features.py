@@ -86,27 +86,22 @@ def test_turned_images_are_classes_of_their_own():
     ways = [data.images.numpy(), *(np.rot90(data.images.numpy(), k, (2, 3)) for k in (1, 2, 3))]
     ways += [data.images.numpy()[:, order] for order in ([2, 0, 1], [1, 2, 0])]
     close(features, torch.cat([plain(trunk, torch.from_numpy(images.copy())).mean((2, 3)) for images in ways]))
-    assert torch.equal(labels, (data.labels + 4 * torch.arange(6)[:, None]).flatten())
+    assert torch.equal(labels, (data.labels + 2**59 * torch.arange(6)[:, None]).flatten())
     with pytest.raises(ValueError, match="square colour images"):
         collect_features(trunk, [(torch.rand(2, 3, 6, 7), torch.tensor([0, 1]))], turned=True)
 
 
 def test_turned_images_of_no_known_class_have_none():
     batches = [(torch.rand(2, 3, SIDE, SIDE), torch.tensor([1, -1]))]
-    assert collect_features(Trunk(), batches, turned=True).labels.tolist() == [
-        1,
-        -1,
-        3,
-        -1,
-        5,
-        -1,
-        7,
-        -1,
-        9,
-        -1,
-        11,
-        -1,
-    ]
+    labels = collect_features(Trunk(), batches, turned=True).labels.view(-1, 2)
+    assert labels.tolist() == [[1 + way * 2**59, -1] for way in range(6)]
+
+
+def test_labels_that_turned_images_have_are_refused():
+    batches = [(torch.rand(2, 3, SIDE, SIDE), torch.tensor([1, 2**59]))]
+    assert collect_features(Trunk(), batches).labels.tolist() == [1, 2**59]
+    with pytest.raises(ValueError, match=r"makes labels from 2\^59 on, and the largest is 576460752303423488; number"):
+        collect_features(Trunk(), batches, turned=True)
 
 
 def test_turning_four_times_by_a_quarter_changes_nothing():

@@ -14,8 +14,8 @@ from results import markdown_table
 from pml_s2sd.report.pictures import add_legend, draw_band, finish, new_figure, save_png
 from pml_s2sd.report.series import mean_and_deviation
 from study.coded import CODED_SIZES, FACTORIES, coded_cut
+from study.found import METRICS, BySeed, Case, Found, baseline, cut_of_large, interval, recommended
 from study.questions import COMPARED, LARGE, TRAININGS
-from study.tables import METRICS, BySeed, Case, Found, baseline, cut_of_large, interval, recommended
 
 BYTES = (4, 8, 16, 32, 64, 128, 256, 512)
 OURS, THEIRS = "S2SD", ("baseline", "1,024", "PCA of 1,024")

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 from results import markdown_table
 
 from study.cuts import COMPRESSED, ITSELF, SIZES, WITH_LABELS, WITH_TURNED
-from study.questions import COMPARED, LARGE, TRAININGS
-from study.tables import (
+from study.found import (
     METRICS,
     RECALL,
     Case,
@@ -24,6 +23,7 @@ from study.tables import (
     mean,
     means,
 )
+from study.questions import COMPARED, LARGE, TRAININGS
 
 TRAINED = (32, 64, 128)
 

@@ -13,6 +13,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import nn
 
 from pml_s2sd import compress, consolidate
+from pml_s2sd._turned_classes import turned_classes
 from pml_s2sd.embedder import Embedder
 from study.coded import CODED_SIZES, FACTORIES, Projected, coded
 from study.pretrained import VIEWS
@@ -64,10 +65,9 @@ class Trained:
         """Of turned images too, each way a class of its own, and all labels."""
         ways = len(self.setting.turned)
         turned = embedded(self.model, *(self.setting.turned_batches(way) for way in range(ways)))
-        new_classes = (int(self.labels.max()) + 1) * torch.arange(1, ways + 1)
-        of_turned = (self.setting.train_labels + new_classes[:, None]).flatten().to(self.labels)
+        of_turned = turned_classes(self.setting.train_labels, torch.arange(1, ways + 1)[:, None]).flatten()
         rows = Rows(*(torch.cat(pair) for pair in zip(self.rows, turned, strict=True)))
-        return rows, torch.cat([self.labels, of_turned])
+        return rows, torch.cat([self.labels, of_turned.to(self.labels)])
 
     @cached_property
     def principal(self) -> Projected:

@@ -8,8 +8,7 @@ from pathlib import Path
 from pml_s2sd.report.pictures import add_legend, draw_band, finish, new_figure, save_png
 from pml_s2sd.report.series import mean_and_deviation
 from study.cuts import SIZES
-from study.questions import COMPARED, LARGE, TRAININGS
-from study.tables import (
+from study.found import (
     MAP,
     METRICS,
     RECALL,
@@ -21,6 +20,7 @@ from study.tables import (
     of_photographs,
     recommended,
 )
+from study.questions import COMPARED, LARGE, TRAININGS
 
 
 def plot_gains(found: Found, path: Path) -> None:

@@ -61,6 +61,8 @@ EMOJI, PHOTOS = dict.fromkeys(TRAININGS[:4], COMPARED), {"photos 10": COMPARED, 
 ICONS = {"icons 5": COMPARED}
 CLOSER = {"frozen 10": EXAMINED, "photos 10": EXAMINED, "tuned 5": MAIN}
 """Where questions look closer."""
+STORED = CLOSER | {"icons 5": MAIN}
+"""Where bytes are counted."""
 CODED = (*CODES_OF_LARGE, *(coded_cut("PCA", code) for code in CODES))
 """Of the model trained at 1,024: itself and its PCA, in codes."""
 CODED_LABELS, CODED_TURNED = ([coded_cut(cut, code) for code in CODES] for cut in (WITH_LABELS, WITH_TURNED))
@@ -75,6 +77,7 @@ QUESTIONS = {
     "cuts": Question(EMOJI, sizes=(LARGE,), cuts=("PCA", *COMPRESSED)),
     "sizes of icons": Question(ICONS, sizes=(LARGE, 32, 64)),
     "cuts of icons": Question(ICONS, sizes=(LARGE,), cuts=("PCA", WITH_LABELS)),
+    "small sizes of icons": Question({"icons 5": MAIN}, sizes=(8, 16, 128)),
     "cuts of photographs": Question(PHOTOS, sizes=(LARGE,), cuts=("PCA", "compressed", WITH_LABELS)),
     "the large space for longer": Question({"frozen 30": MAIN}, sizes=(LARGE,), cuts=(ITSELF, "PCA", WITH_LABELS)),
     "axes": Question(CLOSER, sizes=(LARGE,), cuts=("PCA whitened", "LDA")),
@@ -99,10 +102,10 @@ QUESTIONS = {
     "sources": Question({"tuned 5": MAIN}, ["heads alone", "distillation alone"]),
     "gamma": Question({"frozen 10": MAIN}, [f"γ = {gamma:g}" for gamma in GAMMAS]),
     "delay": Question({"frozen 10": MAIN}, [f"delay {share}" for share in DELAYS]),
-    "bytes": Question(CLOSER, sizes=CODED_SIZES, cuts=CODES),
-    "bytes of 1,024": Question(CLOSER, sizes=(LARGE,), cuts=CODED),
+    "bytes": Question(STORED, sizes=CODED_SIZES, cuts=CODES),
+    "bytes of 1,024": Question(STORED, sizes=(LARGE,), cuts=CODED),
     "bytes of S2SD": Question({"frozen 10": EXAMINED, "tuned 5": MAIN}, sizes=(LARGE,), cuts=CODED_TURNED),
-    "bytes of S2SD, photographs": Question({"photos 10": EXAMINED}, sizes=(LARGE,), cuts=CODED_LABELS),
+    "bytes of S2SD, with labels": Question({"photos 10": EXAMINED, "icons 5": MAIN}, sizes=(LARGE,), cuts=CODED_LABELS),
     "bytes by OPQ": Question(CLOSER, sizes=(LARGE,), cuts=OPQ_OF_LARGE),
     **{
         f"converged, {setting}, {size}": Question(

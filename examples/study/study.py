@@ -30,10 +30,10 @@ from tqdm import tqdm
 
 from study import byte_tables, compress_tables, tables
 from study.cuts import CUTS, Trained
+from study.found import Found
 from study.plots import plot_gains, plot_sizes
 from study.questions import COMPARED, QUESTIONS, SEEDS, TRAININGS, Training, Wanted
 from study.settings import EMOJI, ICONS, PHOTOS, SETTINGS, Setting, cache_of
-from study.tables import Found
 from study.training import train
 
 PUBLISHED = Path(__file__).parent / "results.jsonl"

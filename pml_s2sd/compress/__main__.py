@@ -1,13 +1,19 @@
-"""Compress a file of embeddings: a linear map to fewer dimensions, and what it keeps, beside PCA.
+"""Compress files of embeddings: a linear map to fewer dimensions, and what it keeps, beside PCA; then the rows mapped.
 
     python -m pml_s2sd.compress embeddings.npy --size 64 --output map.npz
     python -m pml_s2sd.compress embeddings.npy --size 64 --labels labels.npy --output map.onnx
+    python -m pml_s2sd.compress shards/*.npy --map map.npz --output small --dtype float16
 
 embeddings.npy holds float16, float32 or float64 of shape (N, k), labels.npy integers of shape (N,), -1 where a class is
-not known. The suffix of --output says the format: .npz (the array weight, (size, k): z = x @ weight.T), .safetensors,
-.onnx or .faiss. The map is trained on all rows. What is printed is measured on rows that a map made for this was not
+not known; both may be several files, which are read one after another and need not fit into memory.
+
+With --size a map is trained on all rows. The suffix of --output says the format: .npz (the array weight, (size, k):
+z = x @ weight.T), .safetensors, .onnx or .faiss. What is printed is measured on rows that a map made for this was not
 trained on: with labels Recall@1 and MAP@R of classes held out, without them the share of the nearest neighbours that
 stay the same.
+
+With --map the rows of each file go through that map, and into a file of the same name in the folder --output, each of
+length 1. A run that was killed goes on when it is started again.
 """
 
 from __future__ import annotations
@@ -18,9 +24,12 @@ from pathlib import Path
 
 import numpy as np
 
+from .._argument_checks import checked_device
 from .._matrices import checked_labels, mapped, opened
+from .._shards import Shards
 from ._compress import compress
-from ._formats import checked_format, save_map
+from ._formats import checked_format, load_map, save_map
+from ._map_files import DTYPES, map_files
 from ._measure import Measured, classes_of_two, measure
 
 
@@ -41,22 +50,20 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def run(settings: argparse.Namespace) -> None:
-    """What the command does.
-
-    Raises:
-        OSError, TypeError, ValueError, ImportError: naming what cannot be used, what was expected and what to do.
-    """
+def train(settings: argparse.Namespace) -> None:
+    """A map of all rows, and what one keeps that was trained without some."""
     checked_format(settings.output)
     embeddings = opened("embeddings", settings.embeddings)
-    assert isinstance(embeddings, np.ndarray)  # of a file
+    assert isinstance(embeddings, Shards)  # of files
     labels = None
     if settings.labels is not None:
-        labels = checked_labels(mapped("labels", settings.labels), len(embeddings)).numpy()
+        given = np.concatenate([np.atleast_1d(mapped("labels", path)) for path in settings.labels])
+        labels = checked_labels(given, len(embeddings)).numpy()
     count = len(embeddings)
     if count < 4:
-        raise ValueError(f"{settings.embeddings} has {count} rows; give at least 4, of which some are held out")
-    layer = compress(embeddings, settings.size, labels=labels, seed=settings.seed, device=settings.device)
+        names = ", ".join(map(str, settings.embeddings))
+        raise ValueError(f"{names} has {count} rows; give at least 4, of which some are held out")
+    layer = compress(settings.embeddings, settings.size, labels=labels, seed=settings.seed, device=settings.device)
     save_map(layer, settings.output)
     print(f"a map from {layer.in_features} to {layer.out_features} dimensions, written to {settings.output}")
     if labels is not None and len(classes_of_two(labels)) < 3:
@@ -66,6 +73,19 @@ def run(settings: argparse.Namespace) -> None:
     print(table(measured, count))
 
 
+def apply(settings: argparse.Namespace) -> None:
+    """The rows of all files through a map that there is."""
+    if settings.labels is not None:
+        raise ValueError("--labels are for training a map, with --size; a map that is given, with --map, is trained")
+    layer = load_map(settings.map).to(checked_device(settings.device))
+    written = map_files(layer, settings.embeddings, settings.output, dtype=settings.dtype)
+    count = sum(len(mapped("mapped rows", path)) for path in written)
+    print(
+        f"{count:,} rows of {layer.out_features} dimensions, {settings.dtype}, in {settings.output}: "
+        f"{megabytes(sum(path.stat().st_size for path in written))} in {len(written):,} files"
+    )
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m pml_s2sd.compress",
@@ -73,10 +93,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("embeddings", type=Path, help="a .npy file of shape (N, k)")
-    add("--size", type=int, required=True, help="dimensions of the compressed embeddings")
-    add("--output", type=Path, required=True, metavar="FILE", help="where the map goes: FILE.npz, .safetensors, …")
-    add("--labels", type=Path, metavar="FILE", help="a .npy file of shape (N,), integers")
+    add("embeddings", type=Path, nargs="+", metavar="FILE", help=".npy files of shape (N, k)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--size", type=int, help="train a map: dimensions of the compressed embeddings")
+    what.add_argument("--map", type=Path, metavar="FILE", help="map the rows: what --size wrote")
+    add("--output", type=Path, required=True, help="of --size a file: NAME.npz, .safetensors, …; of --map a folder")
+    add("--labels", type=Path, nargs="+", metavar="FILE", help=".npy files of shape (N,), integers")
+    add("--dtype", choices=DTYPES, default="float32", help="of mapped rows (default: %(default)s)")
     add("--seed", type=int, default=0, help="the same one gives the same map (default: %(default)s)")
     add("--device", default="cpu", help="default: %(default)s")
     return parser.parse_args(arguments)
@@ -85,7 +108,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_arguments(arguments)
     try:
-        run(settings)
+        apply(settings) if settings.size is None else train(settings)
     except (OSError, TypeError, ValueError, ImportError) as error:
         raise SystemExit(f"compress: {error}") from error
 

@@ -42,8 +42,9 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
 
     Args:
         embeddings: e, (N, k), N at least 2, of any model: a tensor or array of float16, float32 or float64,
-            memory-mapped or not, or the path of a .npy file, which is then memory-mapped. The length of a row
-            does not matter; a row of zeros has no direction, and is passed over.
+            memory-mapped or not, or the path of a .npy file, which is then memory-mapped; or a list of such files or
+            arrays, one after another. The length of a row does not matter; a row of zeros has no direction, and is
+            passed over.
         size: d, at most F: of the map; or several, for a map each, the same as one alone.
         labels: y, (N,), integers, where classes are known: those of a class are drawn together. Below 0: not known.
         features: x, (N, F), as `embeddings`, where the map is to be taken of these instead.
@@ -92,11 +93,12 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
     x = e if features is None else Rows("features", features, device, dtype, rows)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         maps = train_maps(x, [e], sizes, settings, rows=rows, labels=y)
-        layers = {d: _layer(weight) for d, weight in maps.items()}
+        layers = {d: layer_of(weight) for d, weight in maps.items()}
     return layers[size] if isinstance(size, int) else layers
 
 
-def _layer(weight: torch.Tensor) -> torch.nn.Linear:
+@torch.no_grad()
+def layer_of(weight: torch.Tensor) -> torch.nn.Linear:
     """A Linear of this weight, (d, F); the global random state is left alone."""
     d, F = weight.shape
     layer = torch.nn.utils.skip_init(torch.nn.Linear, F, d, bias=False, device=weight.device, dtype=weight.dtype)

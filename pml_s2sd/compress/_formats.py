@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from ._compress import layer_of
+
 if TYPE_CHECKING:
     import faiss
 
@@ -107,8 +109,46 @@ def save_map(layer: torch.nn.Linear, path: str | os.PathLike) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def load_map(path: str | os.PathLike) -> torch.nn.Linear:
+    """The map of a file that `save_map` wrote, in any of its formats.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A Linear(F, d) without bias, float32, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another suffix, or no map in the file.
+        ImportError: the format's package is not installed.
+
+    Example:
+        >>> import torch
+        >>> from pml_s2sd.compress import load_map, save_map
+        >>> layer, path = torch.nn.Linear(8, 2, bias=False), f"{getfixture('tmp_path')}/map.npz"
+        >>> save_map(layer, path)
+        >>> torch.equal(load_map(path).weight, layer.weight)
+        True
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; expected a map that save_map, or the command with --size, wrote")
+    read = checked_format(path).read
+    try:
+        weight = np.array(read(path), dtype=np.float32, ndmin=1)
+    except Exception as error:  # each package raises errors of its own
+        raise ValueError(
+            f"cannot read a map from {path} ({type(error).__name__}: {error}); it is cut short, or no map; write it "
+            "again with save_map"
+        ) from error
+    if weight.ndim != 2 or 0 in weight.shape:
+        raise ValueError(f"{path} holds an array of shape {weight.shape}; expected a map, (d, F), that save_map wrote")
+    return layer_of(torch.from_numpy(weight))
+
+
 def checked_format(path: Path) -> Format:
-    """The format of a path's suffix, where all that writing it needs is there."""
+    """The format of a path's suffix, where all that it needs is there."""
     if path.suffix not in FORMATS:
         raise ValueError(f"{path} has none of the suffixes that say the format of a map: {', '.join(FORMATS)}")
     if not path.parent.is_dir():
@@ -129,9 +169,18 @@ def _npz(layer: torch.nn.Linear, path: Path) -> None:
         np.savez(file, weight=plain(layer.weight))
 
 
+def _read_npz(path: Path) -> np.ndarray:
+    with np.load(path) as arrays:
+        return arrays["weight"]
+
+
 def _safetensors(layer: torch.nn.Linear, path: Path) -> None:
     save_file = importlib.import_module("safetensors.numpy").save_file
     save_file({"weight": plain(layer.weight)}, path)
+
+
+def _read_safetensors(path: Path) -> np.ndarray:
+    return importlib.import_module("safetensors.numpy").load_file(path)["weight"]
 
 
 def _onnx(layer: torch.nn.Linear, path: Path) -> None:
@@ -151,22 +200,36 @@ def _onnx(layer: torch.nn.Linear, path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
+def _read_onnx(path: Path) -> np.ndarray:
+    import onnx
+
+    return onnx.numpy_helper.to_array(onnx.load(path).graph.initializer[0]).T
+
+
 def _faiss(layer: torch.nn.Linear, path: Path) -> None:
     import faiss
 
     faiss.write_VectorTransform(linear_transform(layer), str(path))
 
 
+def _read_faiss(path: Path) -> np.ndarray:
+    import faiss
+
+    transform: Any = faiss.read_VectorTransform(str(path))
+    return faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in)
+
+
 class Format(NamedTuple):
-    """How a map is written, and the package that this needs."""
+    """How a map is written and read, and the package that this needs."""
 
     package: str
     write: Callable[[torch.nn.Linear, Path], None]
+    read: Callable[[Path], np.ndarray]
 
 
 FORMATS = {
-    ".npz": Format("numpy", _npz),
-    ".safetensors": Format("safetensors", _safetensors),
-    ".onnx": Format("onnx", _onnx),
-    ".faiss": Format("faiss", _faiss),
+    ".npz": Format("numpy", _npz, _read_npz),
+    ".safetensors": Format("safetensors", _safetensors, _read_safetensors),
+    ".onnx": Format("onnx", _onnx, _read_onnx),
+    ".faiss": Format("faiss", _faiss, _read_faiss),
 }

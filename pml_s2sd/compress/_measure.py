@@ -9,6 +9,7 @@ import faiss
 import numpy as np
 import torch
 
+from .._shards import Shards
 from .._similarity_map import START_ROWS, UNLABELLED, principal_axes
 from ..evaluation import RetrievalAccuracyCalculator
 from ._compress import compress
@@ -73,7 +74,9 @@ class Measured(NamedTuple):
     spaces: list[Space]
 
 
-def measure(embeddings: np.ndarray, size: int, labels: np.ndarray | None, *, seed: int, device: str) -> Measured:
+def measure(
+    embeddings: np.ndarray | Shards, size: int, labels: np.ndarray | None, *, seed: int, device: str
+) -> Measured:
     """The original, PCA and the map, on rows that the latter two are not trained on.
 
     Args:
