@@ -14,8 +14,8 @@ RELEASE_INSTALLED := $(RELEASE)/.installed
 RECIPES := .venv-recipes
 RECIPES_INSTALLED := $(RECIPES)/.installed
 
-.PHONY: help demo test test-recipes test-matrix compatibility docs notebook lint seeds study bench bench-check bench-evaluation gpu \
-	data icons release-check
+.PHONY: help demo test test-recipes test-matrix compatibility docs notebook lint seeds study bench bench-check bench-evaluation \
+	bench-gallery gpu data icons release-check
 
 help:
 	@echo "make demo   fine-tune a pretrained trunk on the emoji, the objective alone and S2SD; compare on unseen ones (minutes)"
@@ -32,6 +32,7 @@ help:
 	@echo "make bench  timings, as ratios within one run; writes benchmarks/results and docs/performance.md (half an hour)"
 	@echo "make bench-check  the quick ones again, compared with the results that are committed (minutes)"
 	@echo "make bench-evaluation   evaluation of 60,000 images, and in a gallery of a million (long)"
+	@echo "make bench-gallery   galleries of 1 and 10 million rows in files, and 100 million simulated (minutes, 5 GB of disk)"
 	@echo "make gpu    on a GPU: its tests, waits, launches, graphs, a step of ResNet-50, what is large (8 minutes at most)"
 	@echo "make data   draw the emoji data set again (needs npm)"
 	@echo "make icons  draw the icon data set, of which the study's large setting is made (needs npm, minutes)"
@@ -116,6 +117,10 @@ bench-check: $(INSTALLED)
 
 bench-evaluation: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/evaluation.py
+	$(VENV)/bin/python benchmarks/tables.py --write
+
+bench-gallery: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/gallery.py --folder runs/gallery
 	$(VENV)/bin/python benchmarks/tables.py --write
 
 gpu: $(INSTALLED)

@@ -163,6 +163,43 @@ def evaluation_gallery(figures: dict[str, Any]) -> str:
     return rows_of([name, *keys], ([index, *(shown(f.get(key)) for key in keys)] for index, f in indices.items()))
 
 
+def gallery_parts(figures: dict[str, Any]) -> str:
+    """Seconds by part: measured at the least size, and at the others predicted, measured, and one by the other."""
+    least, *others = figures
+    header = ["seconds", least]
+    for rows in others:
+        header += [f"{rows}: predicted", "measured", "measured ÷ predicted"]
+    lines = []
+    for part, seconds in figures[least]["seconds"].items():
+        line = [part, shown(seconds)]
+        for of_rows in (figures[rows] for rows in others):
+            line += [shown(of_rows[key].get(part)) for key in ("predicted", "seconds", "measured ÷ predicted")]
+        lines.append(line)
+    return rows_of(header, lines)
+
+
+def gallery_choice(figures: dict[str, Any]) -> str:
+    header = ["rows", *next(iter(figures.values()))["choice"]]
+    return rows_of(header, ([rows, *map(shown, f["choice"].values())] for rows, f in figures.items()))
+
+
+FIGURES = ("found", "Recall@1")
+
+
+def gallery_quality(figures: dict[str, Any]) -> str:
+    """What share of exact search's neighbours is found, and Recall@1."""
+    measured = {rows: f["quality"] for rows, f in figures.items() if f["quality"]}
+    header = ["", *(f"{rows}: {figure}" for rows in measured for figure in FIGURES)]
+    ways = [name.removesuffix(", Recall@1") for name in next(iter(measured.values())) if name.endswith("Recall@1")]
+    return rows_of(
+        header,
+        (
+            [way, *(shown(of.get(f"{way}, {figure}", 1.0)) for of in measured.values() for figure in FIGURES)]
+            for way in ways
+        ),
+    )
+
+
 def compress_table(kind: str) -> Callable[[dict[str, Any]], str]:
     def of_kind(figures: dict[str, Any]) -> str:
         ((name, measured),) = ((name, f) for name, f in figures.items() if name.startswith(kind))
@@ -201,6 +238,9 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "processes": ("scaling_processes", scaling("processes")),
     "evaluation_whole": ("evaluation_whole", evaluation_whole),
     "evaluation_gallery": ("evaluation_gallery", evaluation_gallery),
+    "gallery_parts": ("gallery", gallery_parts),
+    "gallery_choice": ("gallery", gallery_choice),
+    "gallery_quality": ("gallery", gallery_quality),
     "compress_scale": ("compress", compress_table("scale")),
     "compress_shards": ("compress", compress_table("shards")),
     "gpu": ("gpu", gpu(gpu_table.steps)),

@@ -60,6 +60,7 @@ def test_evaluation(tmp_path, monkeypatch, capsys):
     assert names["found"]["recall_at_1"] == 1.0
     assert names["hnsw"].recall == 1.0
     assert names["approximate"]["recall_at_1"] == 1.0
+    assert names["by_knn"]["exact"] == pytest.approx(names["by_knn"]["ivfpq"], abs=0.05)
     for name in ("model.pt2", "model.onnx"):
         exported = load_exported_model(tmp_path / name)
         z = torch.nn.functional.normalize(exported.embed(names["images"]))

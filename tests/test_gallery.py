@@ -149,6 +149,28 @@ def test_an_index_of_codes_reranked_finds_what_its_estimates_miss(saved, capsys)
     assert (folder / "index" / "lists.ivfdata").stat().st_size >= len(x) * (2 + 8)
 
 
+def test_an_index_can_be_moved_and_is_refused_when_cut_short(saved):
+    folder, queries, _, _, _ = saved
+    gallery = Gallery(folder / "g-*.npy")
+    made = OnDiskKNN(folder / "index", effort=10)(queries, 5, gallery)
+    (folder / "index").rename(folder / "moved")
+    moved = OnDiskKNN(folder / "moved", effort=10)(queries, 5, gallery)
+    assert all(torch.equal(one, two) for one, two in zip(made, moved, strict=True))
+    lists = folder / "moved" / "lists.ivfdata"
+    size = lists.stat().st_size
+    (folder / "moved").rename(folder / "again")
+    with (folder / "again" / lists.name).open("r+b") as file:
+        file.truncate(size - 1)
+    with pytest.raises(
+        ValueError, match=rf"ivfdata is cut short: expected {size:,} bytes, it has {size - 1:,}; remove"
+    ):
+        OnDiskKNN(folder / "again", effort=10)(queries, 5, gallery)
+    (folder / "again" / lists.name).unlink()
+    (folder / "again").rename(folder / "last")
+    with pytest.raises(FileNotFoundError, match=r"no file .*lists.ivfdata, which holds the lists of index.faiss"):
+        OnDiskKNN(folder / "last", effort=10)(queries, 5, gallery)
+
+
 @pytest.mark.slow
 def test_several_processes_find_the_same(saved):
     folder, queries, _, _, _ = saved

@@ -26,6 +26,7 @@ TRAINED_ON = 64
 CODE_VALUES = 256
 """Values of a byte of a code, for each of which a row at least is needed to train on."""
 SEARCHED_AT_A_TIME = 256
+LISTS = "lists.ivfdata"
 
 
 class Piece(NamedTuple):
@@ -226,7 +227,7 @@ def add_piece(piece: Piece) -> int:
 
 def merge(trained: Path, pieces: list[Path], folder: Path) -> None:
     """Write one index of all pieces: its lists first, and, when these are on the disk, the file that makes it whole."""
-    index, lists = faiss.read_index(str(trained)), folder / "lists.ivfdata"
+    index, lists = faiss.read_index(str(trained)), folder / LISTS
     merge_ondisk(index, [str(piece) for piece in pieces], str(lists))
     with lists.open("rb") as file:
         os.fsync(file.fileno())
@@ -240,8 +241,26 @@ def write(index: Any, path: Path) -> None:
 
 @functools.lru_cache(maxsize=1)
 def opened(path: Path, modified: int) -> Any:
-    """The index of a file, whose lists stay on the disk."""
-    return faiss.read_index(str(path), faiss.IO_FLAG_ONDISK_SAME_DIR)
+    """The index of a file, whose lists stay on the disk, in the file beside it."""
+    lists = path.with_name(LISTS)
+    if not lists.is_file():
+        raise FileNotFoundError(f"no file {lists}, which holds the lists of {path.name}; remove {path.parent}")
+    index: Any
+    try:
+        index = faiss.read_index(str(path))
+        in_place = lists.samefile(lists_of(index).filename)
+    except (RuntimeError, FileNotFoundError):
+        in_place = False
+    if not in_place:  # the folder has been moved; faiss prints a line then
+        index = faiss.read_index(str(path), faiss.IO_FLAG_ONDISK_SAME_DIR)
+    expected, size = lists_of(index).totsize, lists.stat().st_size
+    if size < expected:
+        raise ValueError(f"{lists} is cut short: expected {expected:,} bytes, it has {size:,}; remove {path.parent}")
+    return index
+
+
+def lists_of(index: Any) -> Any:
+    return faiss.downcast_InvertedLists(index.invlists)
 
 
 def search(task: Search) -> Found:
