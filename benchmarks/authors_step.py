@@ -118,7 +118,7 @@ def measure(theirs: str, ours: str, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    chosen = settings(__doc__, repeats=30)
+    chosen = settings(__doc__, repeats=20)
     figures = {name: measure(theirs, ours, chosen.repeats) for name, (theirs, ours) in COMPARED.items()}
     save("authors_step", figures, chosen.results)
 

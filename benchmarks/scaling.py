@@ -7,7 +7,7 @@ F = 2048, d = 128, MSDF, forward and backward, as loss_step.py has them:
 B: ProxyAnchorLoss(100 classes), as MultiSimilarityLoss itself needs many B × B matrices; memory is the peak of a
 process of its own, parameters and gradients included. Spaces and processes: MultiSimilarityLoss and its miner, B = 112
 in each process, over gloo, in PML's DistributedLossWrapper, on one thread each. Processes: also of the recommended
-recipe; the base objective is PML's on the global batch; by PML = (heads + as many base objectives as the busiest
+recipe; the base objective is PML's on the global batch; PML's part = (heads + as many base objectives as the busiest
 process has spaces) ÷ (heads + base objective).
 
 `--profile WORLD_SIZE` prints the operations that one of so many processes spends its time in, and measures no more.
@@ -140,8 +140,9 @@ def against_processes(chosen: argparse.Namespace) -> dict:
         for n in chosen.processes:
             times = json.loads(of_several(n, "--repeats", chosen.repeats, "--recipe", recipe))
             least = times["heads"] + times["base objective"]
-            more = (math.ceil(spaces / n) - 1) * times["base objective"]
-            figures[f"{recipe}, {n}"] = {**figures_of(times), "by PML": round(1 + more / least, 3)}
+            objectives = math.ceil(spaces / n) * times["base objective"]
+            pmls = round((times["heads"] + objectives) / least, 3)
+            figures[f"{recipe}, {n}"] = {**figures_of(times), "PML's part": pmls}
     return figures
 
 

@@ -37,7 +37,7 @@ def verdict(value: float, target: float | None, at_least: bool = False) -> str:
 
 def loss_step(figures: dict[str, Any]) -> str:
     header = ["ms", "whole", "heads", "base objective", "auxiliary objectives", "distillation"]
-    header += ["auxiliary objectives by PML alone", "ratio", "of it by PML", "target"]
+    header += ["auxiliary objectives by PML alone", "ratio", "PML's part", "target"]
     rows = []
     for name, of_name in figures.items():
         if "milliseconds over" in of_name:
@@ -46,7 +46,7 @@ def loss_step(figures: dict[str, Any]) -> str:
             shown.append(times["auxiliary objectives, PML alone"])
             target = RECOMMENDED_TARGET if name.startswith(RECOMMENDED) else TARGETS.get(name)
             ratio = of_name["ratio"]
-            rows.append([name, *shown, f"**{ratio}**", of_name["by PML"], verdict(ratio, target)])
+            rows.append([name, *shown, f"**{ratio}**", of_name["PML's part"], verdict(ratio, target)])
     return rows_of(header, rows)
 
 
@@ -142,10 +142,10 @@ def scaling(key: str) -> Callable[[dict[str, Any]], str]:
         for name, f in measured.items():
             times = f["milliseconds"]
             more = [round(value) for value in f.get("MiB", {}).values()]
-            more += [f["by PML"]] if "by PML" in f else []
+            more += [f["PML's part"]] if "PML's part" in f else []
             rows.append([name, times["plain"], times["heads"], times["S2SD"], f["over"], *more])
         header += ["without S2SD, MiB", "S2SD, MiB"] if with_memory else []
-        return rows_of([*header, *(["of it by PML"] if "by PML" in next(iter(measured.values())) else [])], rows)
+        return rows_of([*header, *(["PML's part"] if "PML's part" in next(iter(measured.values())) else [])], rows)
 
     return of_key
 
