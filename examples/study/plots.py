@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from pml_s2sd.report.pictures import add_legend, draw_band, finish, new_figure, save_png
@@ -22,6 +24,13 @@ from study.found import (
 )
 from study.questions import COMPARED, LARGE, TRAININGS
 
+IN_A_ROW = 4
+"""Panels."""
+
+
+def rows_for(panels: Sequence[str]) -> int:
+    return math.ceil(len(panels) / IN_A_ROW)
+
 
 def plot_gains(found: Found, path: Path) -> None:
     """What S2SD gives over the baseline of the same size, an objective a bar, with 95 % confidence intervals.
@@ -29,9 +38,11 @@ def plot_gains(found: Found, path: Path) -> None:
     In Recall@1, of photographs in MAP@R.
     """
     measured = [t for t in TRAININGS if any(_gain(found, t, objective) for objective in COMPARED)]
-    figure = new_figure(2.8 * len(measured) + 1, 3.0)
-    axes = figure.subplots(1, len(measured), sharex=True, sharey=True, squeeze=False)[0]
-    for axis, training in zip(axes, measured, strict=True):
+    figure = new_figure(2.8 * IN_A_ROW + 1, 3.0 * rows_for(measured))
+    axes = figure.subplots(rows_for(measured), IN_A_ROW, sharex=True, sharey=True, squeeze=False).flat
+    for axis in axes[len(measured) :]:
+        axis.set_axis_off()
+    for axis, training in zip(axes, measured, strict=False):
         for place, objective in enumerate(COMPARED):
             pairs = _gain(found, training, objective)
             if pairs:
@@ -41,6 +52,7 @@ def plot_gains(found: Found, path: Path) -> None:
         axis.set(title=f"{training} epochs", xlabel=f"gain, points of {METRICS[_leading(training)]}")
         axis.set_yticks(range(len(COMPARED)), COMPARED)
         axis.grid(axis="x", alpha=0.3)
+        axis.tick_params(labelbottom=True)
     axes[0].invert_yaxis()
     save_png(figure, path)
 
@@ -59,9 +71,9 @@ def plot_sizes(found: Found, path: Path) -> None:
     deviations over seeds.
     """
     trainings = [t for t in TRAININGS if _mean(found, [recommended(t, o, 32) for o in COMPARED], RECALL)]
-    figure = new_figure(3.2 * len(trainings), 3.0)
+    figure = new_figure(3.2 * IN_A_ROW, 3.0 * rows_for(trainings))
     for number, training in enumerate(trainings):
-        axis = figure.add_subplot(1, len(trainings), number + 1)
+        axis = figure.add_subplot(rows_for(trainings), IN_A_ROW, number + 1)
         axis.set_xscale("log", base=2)
         series = {
             "S2SD": {d: [recommended(training, o, d) for o in COMPARED] for d in SIZES},

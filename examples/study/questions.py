@@ -69,6 +69,7 @@ CODED_LABELS, CODED_TURNED = ([coded_cut(cut, code) for code in CODES] for cut i
 CONVERGED = {
     "frozen": {32: 30, 64: 30, LARGE: 10},
     "photos": {32: 10, 64: 10, LARGE: 10},
+    "tuned": {32: 30, LARGE: 15},
 }
 """By the size that is trained, the epochs that were best on held-out classes: see `study.epochs`."""
 QUESTIONS = {
@@ -109,7 +110,7 @@ QUESTIONS = {
     "bytes by OPQ": Question(CLOSER, sizes=(LARGE,), cuts=OPQ_OF_LARGE),
     **{
         f"converged, {setting}, {size}": Question(
-            {f"{setting} {epochs}": EXAMINED},
+            {f"{setting} {epochs}": MAIN if setting == "tuned" else EXAMINED},
             sizes=(size,),
             cuts=(ITSELF, "PCA", WITH_LABELS) if size == LARGE else (ITSELF,),
         )
