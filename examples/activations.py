@@ -19,8 +19,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from tqdm import tqdm
 
-from pml_s2sd._turned_classes import turned_classes
-from pml_s2sd.training_features import TURNS, turn
+from pml_s2sd.training_features import TURNS, turn, turned_classes
 from pml_s2sd.whole_file import whole_file
 
 BATCH = 16

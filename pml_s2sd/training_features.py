@@ -19,7 +19,7 @@ from ._features import average_pool, max_pool, smallest_maps
 from ._kept_features import InFolder, InMemory, Part
 from ._modes import in_eval_mode, whole_state
 from ._trunk_input import Inputs, call, device_of, inputs_and_labels, mask_of, placed, tensors
-from ._turned_classes import check_before_turning, turned_classes
+from ._turned_classes import FIRST, of_trained_classes
 from .distributed import Gathering, Processes
 from .embedder import Embedder
 
@@ -57,6 +57,23 @@ def turn(images: torch.Tensor, way: int) -> torch.Tensor:
         tensor([3., 2., 1., 0.])
     """
     return images.rot90(way + 1, (2, 3)) if way < 3 else images.roll(way - 2, dims=1)
+
+
+def turned_classes(labels: torch.Tensor, ways: torch.Tensor) -> torch.Tensor:
+    """Of each label and way of turning a class of its own, from 2^59 on; a label below 0, not known, stays as it is.
+
+    Args:
+        labels: integers, below 2^59.
+        ways: 0 where an image is not turned, otherwise one more than that of `turn`; they broadcast against labels.
+
+    Example:
+        >>> import torch
+        >>> from pml_s2sd.training_features import turned_classes
+        >>> turned_classes(torch.tensor([3, 3, -1]), torch.tensor([0, 1, 1]))
+        tensor([                 3, 576460752303423491,                 -1])
+    """
+    _check_before_turning(labels)
+    return torch.where(labels < 0, labels, labels + ways * FIRST)
 
 
 def collect_features(
@@ -185,7 +202,7 @@ class _Work(NamedTuple):
         inputs = placed(inputs, self.trunk, self.device, None if drawn.all() else drawn)
         labels = labels.detach().cpu().long().flatten()[drawn]
         if self.turned:
-            check_before_turning(labels)
+            _check_before_turning(labels)
         yield Part(self._pooled(inputs, len(labels)), labels, torch.zeros_like(labels))
         for way in range(TURNS if self.turned and first_pass else 0):
             yield Part(self._pooled(turn(inputs, way), len(labels)), labels, torch.full_like(labels, way + 1))
@@ -240,6 +257,14 @@ def _checked_embedder(embedder: Any) -> Embedder | None:
         f"embedder must be the S2SDEmbedder that was trained, got {type(embedder).__name__}; pass the embedder itself, "
         "such as model[1] or model.module[1]"
     )
+
+
+def _check_before_turning(labels: torch.Tensor) -> None:
+    """Labels that turned classes do not have."""
+    if not of_trained_classes(labels).all():
+        raise ValueError(
+            f"turned makes labels from 2^59 on, and the largest is {int(labels.max())}; number the classes"
+        )
 
 
 def _check_batch(inputs: Any, labels: Any, turned: bool, share: float) -> None:

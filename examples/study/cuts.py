@@ -13,8 +13,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import nn
 
 from pml_s2sd import compress, consolidate
-from pml_s2sd._turned_classes import turned_classes
 from pml_s2sd.embedder import Embedder
+from pml_s2sd.training_features import turned_classes
 from study.coded import CODED_SIZES, FACTORIES, Projected, coded
 from study.pretrained import VIEWS
 from study.settings import Setting
